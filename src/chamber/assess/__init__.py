@@ -1,0 +1,1 @@
+"""Scenario by target to verdict: the engine, the matrix, the reports."""

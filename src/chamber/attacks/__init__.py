@@ -1,0 +1,1 @@
+"""What a malicious device or host does, one small class each."""

@@ -1,0 +1,95 @@
+"""What an attack is, and how it says that it acted."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chamber.device.hooks import Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("Aim", "Attack", "AttackSpec", "Surface")
+
+
+class Surface(enum.Enum):
+    """Where an attack acts."""
+
+    FEATURES = "features"
+    CONFIG = "config"
+    RING = "ring"
+    LENGTH = "length"
+    PAYLOAD = "payload"
+    NOTIFICATION = "notification"
+    LIFECYCLE = "lifecycle"
+    DMA = "dma"
+    CONTENT = "content"
+
+
+class Aim(enum.Enum):
+    """What an attack is after. What it achieves is measured, never read off here."""
+
+    MEMORY = "memory safety"
+    LEAK = "leak"
+    DECEPTION = "deception"
+    DENIAL = "denial of service"
+
+
+class Attack(Hooks):
+    """A malicious device or host: overrides what it interferes with.
+
+    An attack knows the device it sits in and the bytes it sees. It does not know its victim, and not its verdict: it
+    says what it did by `strike`, and oracles elsewhere tell what came of it. One instance serves one run.
+
+    Over vhost-user to a real guest an attack may write only to memory that the driver lends to the device at that time,
+    and to the rings while they are started: anything else would be a hole in the harness, not in the guest.
+
+    Attributes:
+        strikes: what was done, in order, at most `LIMIT` entries; empty means that the attack did not get to act.
+
+    """
+
+    LIMIT = 200
+
+    def __init__(self) -> None:
+        self.strikes: list[str] = []
+
+    def strike(self, what: str) -> None:
+        """Record one hostile act."""
+        if len(self.strikes) < self.LIMIT:
+            self.strikes.append(what)
+        self.device.log(f"ATTACK {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class AttackSpec:
+    """One entry of the catalogue.
+
+    Attributes:
+        name: unique; starts with the device's short name.
+        device: the device type it is mounted in.
+        surface: where it acts.
+        aim: what it is after.
+        spec: the clause that it breaks, such as ``"virtio 1.3, 2.7.8.2"``.
+        summary: one sentence: what the device does.
+        make: builds a fresh attack.
+        stimuli: what the guest does meanwhile, by name (`chamber.lab.stimuli`).
+        targets: kinds of target on which it can act at all.
+        known: the public bug of this class that it would have found, if there is one.
+
+    """
+
+    name: str
+    device: DeviceType
+    surface: Surface
+    aim: Aim
+    spec: str
+    summary: str
+    make: Callable[[], Attack] = field(repr=False, compare=False)
+    stimuli: tuple[str, ...] = ("use",)
+    targets: frozenset[str] = frozenset({"model", "uml"})
+    known: str = ""

@@ -1,0 +1,1 @@
+"""Drivers, one device type a file."""

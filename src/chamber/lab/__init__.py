@@ -1,0 +1,1 @@
+"""Guests to attack, their stimuli and the oracles that tell what happened."""

@@ -1,0 +1,1 @@
+"""Sockets to real peers: thin I/O over the codecs of `chamber.wire`."""

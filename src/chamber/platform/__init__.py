@@ -1,0 +1,1 @@
+"""What hardware enforces: page ownership, the reach of DMA, interrupts."""
