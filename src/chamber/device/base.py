@@ -160,6 +160,16 @@ class Device(ABC):
         self.flush(queue)
         return more
 
+    @property
+    def queue_count(self) -> int:
+        """How many queues the device has."""
+        return len(self.queues)
+
+    def pending(self, index: int) -> bool:
+        """Whether a started queue has chains that were not taken yet."""
+        ring = self.queues[index].ring
+        return ring is not None and ring.raw_avail_idx() != ring.next_avail
+
     def close(self) -> None:
         """Give back what the device itself holds: files, sockets."""
 

@@ -73,7 +73,8 @@ class SplitRing:
         self._used = used.cast("H")
         self._used_elems = used[:4 + 8 * size].cast("I")
         self.next_avail = base & 0xFFFF
-        self.used_idx = base & 0xFFFF
+        # A queue that goes on after a stop has used elements already; a fresh one starts at zero.
+        self.used_idx = self._used[1]
         self._signalled = self.used_idx
         self._used_event_at = 2 + size
         self._avail_event_at = 2 + 4 * size

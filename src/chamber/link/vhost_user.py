@@ -1,0 +1,666 @@
+"""A vhost-user back end: serves a virtio device to a real front end (QEMU, User-Mode Linux, any other).
+
+Front ends differ, and what they do differently stands here: User-Mode Linux never stops a ring but by SET_VRING_ENABLE 0,
+sets rings up again while they run, sends its memory table at each probe and needs BACKEND_REQ to find an interrupt; QEMU
+adds memory by region, asks for the number of queues and slots, and stops rings by GET_VRING_BASE.
+
+The front end is not trusted either. A message that breaks the protocol raises `WireError` inside, is told to `log`, and
+ends that one connection; the device is reset, and the next front end may come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from chamber.link.channel import Channel, Gone, Message
+from chamber.link.eventloop import EventLoop
+from chamber.link.memory import SharedMemory
+from chamber.wire.errors import DmaFault, WireError
+from chamber.wire.vhost_user import (
+    F_PROTOCOL_FEATURES,
+    FRONTEND_MESSAGES,
+    NEED_REPLY,
+    REPLY,
+    U64,
+    VRING_NO_FD,
+    BackendRequest,
+    ConfigSpace,
+    FrontendRequest,
+    MemoryTable,
+    ProtocolFeature,
+    SingleRegion,
+    VringAddress,
+    VringState,
+)
+from chamber.wire.virtio import Status, bit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from chamber.wire.vhost_user import MessageType, Payload
+
+__all__ = ("Backend", "Servable", "Session", "serve")
+
+_R = FrontendRequest
+_P = ProtocolFeature
+
+PROTOCOL_FEATURES: Final = bit(_P.MQ, _P.REPLY_ACK, _P.BACKEND_REQ, _P.CONFIG, _P.RESET_DEVICE,
+                               _P.INBAND_NOTIFICATIONS, _P.CONFIGURE_MEM_SLOTS, _P.STATUS)
+"""What this back end offers. A message that needs any other is a broken rule."""
+
+MAX_MEM_SLOTS: Final = 64
+_ONE: Final = (1).to_bytes(8, "little")
+_POLL_SECONDS: Final = 0.001
+_MESSAGES_PER_TURN: Final = 64
+
+
+class Servable(Protocol):
+    """What is served: `chamber.device.base.Device` has these."""
+
+    queue_size: int
+    config_interrupt: Callable[[], None]
+    schedule: Callable[[float, Callable[[], None]], None]
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues exist."""
+        ...
+
+    def offered_features(self) -> int: ...  # noqa: D102 - as in Device, like all below
+    def accept_features(self, features: int) -> bool: ...  # noqa: D102
+    def read_config(self, offset: int, size: int) -> bytes: ...  # noqa: D102
+    def write_config(self, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def start_queue(self, index: int, dma: SharedMemory, *, size: int, desc: int, driver: int, device: int,  # noqa: D102
+                    interrupt: Callable[[], None], base: int = 0) -> None: ...
+    def stop_queue(self, index: int) -> int: ...  # noqa: D102
+    def notify(self, index: int) -> bool: ...  # noqa: D102
+    def pending(self, index: int) -> bool: ...  # noqa: D102
+    def driver_ok(self) -> None: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+    def pollable(self) -> dict[int, Callable[[], None]]: ...  # noqa: D102
+    def log(self, line: str) -> None: ...  # noqa: D102
+
+
+class _Vring:
+    """What the front end said about one queue."""
+
+    __slots__ = (
+        "address",
+        "base",
+        "call",
+        "enabled",
+        "err",
+        "inband_kick",
+        "index",
+        "kick",
+        "kicked",
+        "polled",
+        "running",
+        "size",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.size = 0
+        self.base = 0
+        self.address: VringAddress | None = None
+        self.kick: int | None = None
+        self.call: int | None = None
+        self.err: int | None = None
+        self.kicked = False
+        self.polled = False
+        self.enabled = False
+        self.running = False
+
+
+class Session:
+    """One front end's connection, from its first message to its end.
+
+    Args:
+        device: what is served; reset at the end.
+        sock: the connection.
+        loop: where it waits.
+        ended: called once, after everything is given back.
+        trace: gets one line per message, if given.
+
+    """
+
+    def __init__(self, device: Servable, sock: socket.socket, loop: EventLoop, ended: Callable[[Session], None],
+                 trace: Callable[[str], None] | None = None) -> None:
+        self.device = device
+        self.error: Exception | None = None
+        self.messages = 0
+        self._loop = loop
+        self._ended = ended
+        self._trace = trace
+        self._channel = Channel(sock)
+        self._backend_channel: Channel | None = None
+        self._memory = SharedMemory()
+        self._vrings = [_Vring(i) for i in range(device.queue_count)]
+        self._acked_protocol = 0
+        self._features = 0
+        self._status = 0
+        self._polling = False
+        self.closed = False
+        device.config_interrupt = self._config_changed
+        device.schedule = self._schedule
+        loop.add_reader(self._channel.fileno(), self.pump)
+        for fd, call in device.pollable().items():
+            loop.add_reader(fd, call)
+        self._handlers: dict[FrontendRequest, Callable[[Payload, Message], Payload | None]] = {
+            _R.GET_FEATURES: self._get_features,
+            _R.SET_FEATURES: self._set_features,
+            _R.SET_OWNER: self._nothing,
+            _R.RESET_OWNER: self._nothing,
+            _R.SET_MEM_TABLE: self._set_mem_table,
+            _R.SET_VRING_NUM: self._set_vring_num,
+            _R.SET_VRING_ADDR: self._set_vring_addr,
+            _R.SET_VRING_BASE: self._set_vring_base,
+            _R.GET_VRING_BASE: self._get_vring_base,
+            _R.SET_VRING_KICK: self._set_vring_kick,
+            _R.SET_VRING_CALL: self._set_vring_call,
+            _R.SET_VRING_ERR: self._set_vring_err,
+            _R.GET_PROTOCOL_FEATURES: self._get_protocol_features,
+            _R.SET_PROTOCOL_FEATURES: self._set_protocol_features,
+            _R.GET_QUEUE_NUM: self._get_queue_num,
+            _R.SET_VRING_ENABLE: self._set_vring_enable,
+            _R.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
+            _R.GET_CONFIG: self._get_config,
+            _R.SET_CONFIG: self._set_config,
+            _R.RESET_DEVICE: self._reset_device,
+            _R.VRING_KICK: self._vring_kick,
+            _R.GET_MAX_MEM_SLOTS: self._get_max_mem_slots,
+            _R.ADD_MEM_REG: self._add_mem_reg,
+            _R.REM_MEM_REG: self._rem_mem_reg,
+            _R.SET_STATUS: self._set_status,
+            _R.GET_STATUS: self._get_status,
+        }
+
+    # Receiving.
+
+    def pump(self) -> None:
+        """Handle the messages that are there; end the session when the front end is gone or breaks a rule."""
+        try:
+            for _ in range(_MESSAGES_PER_TURN):
+                message = self._channel.receive()
+                if message is None:
+                    return
+                try:
+                    self._handle(message)
+                finally:
+                    message.close()
+                if self.closed:
+                    return
+        except Gone:
+            self.close()
+        except (WireError, DmaFault) as error:
+            self.error = error
+            self.device.log(f"front end: {error}; connection closed")
+            self.close()
+
+    def _handle(self, message: Message) -> None:
+        header = message.header
+        self.messages += 1
+        try:
+            request = FrontendRequest(header.request)
+        except ValueError:
+            raise WireError("the request is one of the protocol", spec="vhost-user, Front-end message types",
+                            detail=str(header.request)) from None
+        kind = FRONTEND_MESSAGES[request]
+        handler = self._handlers.get(request)
+        if handler is None or header.is_reply:
+            raise WireError("a message needs a feature that was negotiated", spec="vhost-user, Front-end message types",
+                            detail=request.name)
+        self._check(request, kind, message)
+        payload = kind.payload.unpack(message.data)
+        if self._trace is not None:
+            self._trace(f"{request.name} {payload}")
+        try:
+            reply = handler(payload, message)
+        except DmaFault as error:
+            if kind.reply is None and self._needs_ack(header.flags):
+                self.device.log(f"front end: {request.name}: {error}")
+                self._channel.send(request, U64(1), REPLY)
+                return
+            raise
+        if self.closed:
+            return
+        if reply is not None:
+            self._channel.send(request, reply, REPLY)
+        elif self._needs_ack(header.flags):
+            self._channel.send(request, U64(0), REPLY)
+
+    def _check(self, request: FrontendRequest, kind: MessageType, message: Message) -> None:
+        least, most = kind.fds
+        if not least <= len(message.fds) <= most:
+            raise WireError("a message brings its own number of descriptors",
+                            spec="vhost-user, Message Specification", detail=f"{request.name} with {len(message.fds)}")
+        if kind.gate is not None and not self._has(kind.gate):
+            raise WireError("a message needs a feature that was negotiated", spec="vhost-user, Protocol features",
+                            detail=f"{request.name} without {kind.gate.name}")
+
+    def _needs_ack(self, flags: int) -> bool:
+        return bool(flags & NEED_REPLY) and self._has(_P.REPLY_ACK)
+
+    def _has(self, feature: ProtocolFeature) -> bool:
+        return bool(self._acked_protocol >> feature & 1)
+
+    def _vring(self, index: int) -> _Vring:
+        if index >= len(self._vrings):
+            raise WireError("a vring index is below the number of queues", spec="vhost-user, Vring state description",
+                            detail=f"{index} of {len(self._vrings)}")
+        return self._vrings[index]
+
+    # Features, config, status.
+
+    def _nothing(self, _payload: Payload, _message: Message) -> None:
+        return None
+
+    def _get_features(self, _payload: Payload, _message: Message) -> Payload:
+        return U64(self.device.offered_features() & (1 << 64) - 1 | bit(F_PROTOCOL_FEATURES))
+
+    def _set_features(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, U64)
+        self._features = payload.value
+        if not self.device.accept_features(payload.value & ~bit(F_PROTOCOL_FEATURES)):
+            self.device.log(f"the driver accepted features that were not offered: {payload.value:#x}")
+        if not payload.value >> F_PROTOCOL_FEATURES & 1:
+            for vring in self._vrings:
+                vring.enabled = True
+                self._update(vring)
+
+    def _get_protocol_features(self, _payload: Payload, _message: Message) -> Payload:
+        return U64(PROTOCOL_FEATURES)
+
+    def _set_protocol_features(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, U64)
+        if payload.value & ~PROTOCOL_FEATURES:
+            raise WireError("the front end takes offered protocol features alone",
+                            spec="vhost-user, Protocol features", detail=f"{payload.value:#x}")
+        inband = bit(_P.INBAND_NOTIFICATIONS)
+        needs = bit(_P.REPLY_ACK, _P.BACKEND_REQ)
+        if payload.value & inband and payload.value & needs != needs:
+            raise WireError("INBAND_NOTIFICATIONS needs BACKEND_REQ and REPLY_ACK",
+                            spec="vhost-user, In-band notifications")
+        self._acked_protocol = payload.value
+
+    def _get_queue_num(self, _payload: Payload, _message: Message) -> Payload:
+        return U64(len(self._vrings))
+
+    def _get_config(self, payload: Payload, _message: Message) -> Payload:
+        assert isinstance(payload, ConfigSpace)
+        return ConfigSpace(payload.offset, payload.flags, self.device.read_config(payload.offset, len(payload.data)))
+
+    def _set_config(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, ConfigSpace)
+        self.device.write_config(payload.offset, payload.data)
+
+    def _set_status(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, U64)
+        self._status = payload.value & 0xFF
+        if not self._status:
+            self._stop_all()
+            self.device.reset()
+        elif self._status & Status.DRIVER_OK:
+            self.device.driver_ok()
+
+    def _get_status(self, _payload: Payload, _message: Message) -> Payload:
+        return U64(self._status)
+
+    def _reset_device(self, _payload: Payload, _message: Message) -> None:
+        self._stop_all()
+        for vring in self._vrings:
+            vring.enabled = False
+        self.device.reset()
+
+    # Memory.
+
+    def _set_mem_table(self, payload: Payload, message: Message) -> None:
+        assert isinstance(payload, MemoryTable)
+        if len(message.fds) != len(payload.regions):
+            raise WireError("each memory region brings a descriptor", spec="vhost-user, SET_MEM_TABLE",
+                            detail=f"{len(message.fds)} for {len(payload.regions)}")
+        fds, message.fds = message.fds, []
+        running = self._pause()
+        self._memory.replace(list(zip(payload.regions, fds, strict=True)))
+        self._resume(running)
+
+    def _get_max_mem_slots(self, _payload: Payload, _message: Message) -> Payload:
+        return U64(MAX_MEM_SLOTS)
+
+    def _add_mem_reg(self, payload: Payload, message: Message) -> None:
+        assert isinstance(payload, SingleRegion)
+        if len(self._memory.regions) >= MAX_MEM_SLOTS:
+            raise WireError(f"there are {MAX_MEM_SLOTS} memory slots", spec="vhost-user, ADD_MEM_REG")
+        fd = message.take_fd()
+        assert fd is not None
+        self._memory.add(payload.region, fd)
+
+    def _rem_mem_reg(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, SingleRegion)
+        running = self._pause()
+        self._memory.remove(payload.region)
+        self._resume(running)
+
+    def _pause(self) -> list[_Vring]:
+        running = [v for v in self._vrings if v.running]
+        for vring in running:
+            self._stop(vring)
+        return running
+
+    def _resume(self, vrings: list[_Vring]) -> None:
+        for vring in vrings:
+            # A ring whose memory went away stays stopped: User-Mode Linux replaces its table before it replaces rings.
+            with contextlib.suppress(DmaFault):
+                self._update(vring)
+
+    # Rings.
+
+    def _set_vring_num(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, VringState)
+        vring = self._vring(payload.index)
+        if not 0 < payload.num <= 32768:
+            raise WireError("a queue has 1 to 32768 descriptors", spec="vhost-user, SET_VRING_NUM", detail=str(payload.num))
+        self._stop(vring)
+        # A ring set up anew waits for its new address.
+        vring.address = None
+        vring.size = payload.num
+
+    def _set_vring_base(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, VringState)
+        vring = self._vring(payload.index)
+        self._stop(vring)
+        vring.base = payload.num & 0xFFFF
+
+    def _set_vring_addr(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, VringAddress)
+        vring = self._vring(payload.index)
+        self._stop(vring)
+        vring.address = payload
+        self._update(vring)
+
+    def _get_vring_base(self, payload: Payload, _message: Message) -> Payload:
+        assert isinstance(payload, VringState)
+        vring = self._vring(payload.index)
+        self._stop(vring)
+        vring.kicked = vring.polled = False
+        self._close_fd(vring, "kick")
+        return VringState(payload.index, vring.base)
+
+    def _set_vring_enable(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, VringState)
+        if not self._features >> F_PROTOCOL_FEATURES & 1:
+            raise WireError("SET_VRING_ENABLE needs VHOST_USER_F_PROTOCOL_FEATURES", spec="vhost-user, SET_VRING_ENABLE")
+        vring = self._vring(payload.index)
+        vring.enabled = bool(payload.num)
+        self._update(vring)
+
+    def _set_vring_kick(self, payload: Payload, message: Message) -> None:
+        vring, fd = self._vring_fd(payload, message)
+        self._close_fd(vring, "kick")
+        vring.kicked = True
+        vring.polled = fd is None
+        if fd is not None:
+            vring.kick = fd
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, lambda: self._kicked(vring))
+        elif not self._polling:
+            self._polling = True
+            self._schedule(_POLL_SECONDS, self._poll)
+        self._update(vring)
+
+    def _set_vring_call(self, payload: Payload, message: Message) -> None:
+        vring, fd = self._vring_fd(payload, message)
+        self._close_fd(vring, "call")
+        vring.call = fd
+        if fd is not None:
+            os.set_blocking(fd, False)
+
+    def _set_vring_err(self, payload: Payload, message: Message) -> None:
+        vring, fd = self._vring_fd(payload, message)
+        self._close_fd(vring, "err")
+        vring.err = fd
+
+    def _vring_fd(self, payload: Payload, message: Message) -> tuple[_Vring, int | None]:
+        assert isinstance(payload, U64)
+        if bool(payload.value & VRING_NO_FD) != (not message.fds):
+            raise WireError("bit 8 tells whether a descriptor comes along", spec="vhost-user, SET_VRING_KICK",
+                            detail=f"{payload.value:#x} with {len(message.fds)}")
+        vring = self._vring(payload.value & 0xFF)
+        return vring, message.take_fd()
+
+    def _close_fd(self, vring: _Vring, name: str) -> None:
+        fd: int | None = getattr(vring, name)
+        if fd is not None:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+            setattr(vring, name, None)
+
+    def _update(self, vring: _Vring) -> None:
+        """Start or stop a ring as its state has become (Ring states)."""
+        ready = vring.address is not None and vring.enabled and (vring.kicked or self._has(_P.INBAND_NOTIFICATIONS))
+        if ready and not vring.running:
+            self._start(vring)
+        elif not ready:
+            self._stop(vring)
+
+    def _start(self, vring: _Vring) -> None:
+        address = vring.address
+        assert address is not None
+        where = self._memory.guest_address
+        self.device.start_queue(vring.index, self._memory, size=vring.size, desc=where(address.desc),
+                                driver=where(address.avail), device=where(address.used), base=vring.base,
+                                interrupt=lambda: self._interrupt(vring))
+        vring.running = True
+        if self.device.pending(vring.index):
+            # A kick from before the ring ran is lost otherwise.
+            self._loop.call_soon(lambda: self._notify(vring))
+
+    def _stop(self, vring: _Vring) -> None:
+        if vring.running:
+            vring.running = False
+            vring.base = self.device.stop_queue(vring.index)
+
+    def _stop_all(self) -> None:
+        for vring in self._vrings:
+            self._stop(vring)
+            vring.address = None
+
+    # Notifications.
+
+    def _kicked(self, vring: _Vring) -> None:
+        if vring.kick is not None:
+            with contextlib.suppress(BlockingIOError):
+                if not os.read(vring.kick, 8):
+                    self._loop.remove_reader(vring.kick)  # the other end of a socket pair is gone
+            self._notify(vring)
+
+    def _vring_kick(self, payload: Payload, _message: Message) -> None:
+        assert isinstance(payload, VringState)
+        self._notify(self._vring(payload.index))
+
+    def _notify(self, vring: _Vring) -> None:
+        if vring.running and not self.closed and self.device.notify(vring.index):
+            self._loop.call_soon(lambda: self._notify(vring))
+
+    def _poll(self) -> None:
+        polled = [v for v in self._vrings if v.polled]
+        for vring in polled:
+            if vring.running and self.device.pending(vring.index):
+                self._notify(vring)
+        self._polling = bool(polled)
+        if polled:
+            self._schedule(_POLL_SECONDS, self._poll)
+
+    def _interrupt(self, vring: _Vring) -> None:
+        if vring.call is not None:
+            # A full socket or counter means that an interrupt is pending already.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                os.write(vring.call, _ONE)
+        elif self._backend_channel is not None and self._has(_P.INBAND_NOTIFICATIONS):
+            self._tell(BackendRequest.VRING_CALL, VringState(vring.index, 0))
+
+    def _config_changed(self) -> None:
+        if self._backend_channel is not None and self._has(_P.CONFIG):
+            self._tell(BackendRequest.CONFIG_CHANGE_MSG, None)
+
+    def _tell(self, request: BackendRequest, payload: Payload | None) -> None:
+        assert self._backend_channel is not None
+        # A front end that leaves its socket full has interrupts pending; it loses this one and no other.
+        with contextlib.suppress(Gone):
+            self._backend_channel.send(request, payload)
+
+    def _set_backend_req_fd(self, _payload: Payload, message: Message) -> None:
+        fd = message.take_fd()
+        assert fd is not None
+        self._drop_backend_channel()
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise WireError("the back-end channel is a socket", spec="vhost-user, SET_BACKEND_REQ_FD",
+                            detail=str(error)) from None
+        channel = self._backend_channel = Channel(sock)
+        self._loop.add_reader(channel.fileno(), self._drain_replies)
+
+    def _drain_replies(self) -> None:
+        """Read what the front end answers on the back-end channel: nothing was asked, so nothing is done with it."""
+        channel = self._backend_channel
+        if channel is None:
+            return
+        try:
+            while (message := channel.receive()) is not None:
+                message.close()
+        except (Gone, WireError):
+            self._drop_backend_channel()
+
+    def _drop_backend_channel(self) -> None:
+        channel, self._backend_channel = self._backend_channel, None
+        if channel is not None:
+            self._loop.remove_reader(channel.fileno())
+            channel.close()
+
+    def _schedule(self, delay: float, call: Callable[[], None]) -> None:
+        """Call back later, unless the session has ended by then."""
+        def run() -> None:
+            if not self.closed:
+                call()
+        self._loop.call_later(delay, run)
+
+    def close(self) -> None:
+        """End the session: stop all rings, reset the device, give back memory and descriptors."""
+        if self.closed:
+            return
+        self._stop_all()
+        self.closed = True
+        self.device.reset()
+        self.device.config_interrupt = lambda: None
+        for fd in self.device.pollable():
+            self._loop.remove_reader(fd)
+        for vring in self._vrings:
+            for name in ("kick", "call", "err"):
+                self._close_fd(vring, name)
+        self._drop_backend_channel()
+        self._memory.close()
+        self._loop.remove_reader(self._channel.fileno())
+        self._channel.close()
+        self._ended(self)
+
+
+class Backend:
+    """Listens on a Unix socket and serves one front end at a time.
+
+    Args:
+        path: where to listen. A socket that nobody listens on any more is replaced.
+        provide: gives the device for a new connection, or None to turn it away.
+        loop: where it waits.
+        trace: gets one line per message, if given.
+        replace: whether a new front end ends the session before it; otherwise it is turned away.
+
+    Raises:
+        OSError: the path is in use or can't be made.
+
+    """
+
+    def __init__(self, path: Path, provide: Callable[[], Servable | None], loop: EventLoop, *,
+                 trace: Callable[[str], None] | None = None, replace: bool = False) -> None:
+        self.path = path
+        self.session: Session | None = None
+        self.sessions = 0
+        self._provide = provide
+        self._loop = loop
+        self._trace = trace
+        self._replace = replace
+        self._listener = _listen(path)
+        loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # the front end went away again
+            return
+        if self.session is not None:
+            self.session.pump()  # it may have ended already, its end unread
+        if self.session is not None:
+            if not self._replace:
+                sock.close()
+                return
+            self.session.close()
+        device = self._provide()
+        if device is None:
+            sock.close()
+            return
+        self.sessions += 1
+        self.session = Session(device, sock, self._loop, self._ended, self._trace)
+
+    def _ended(self, session: Session) -> None:
+        if self.session is session:
+            self.session = None
+
+    def close(self) -> None:
+        """Stop listening, end the session, remove the socket."""
+        if self.session is not None:
+            self.session.close()
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()  # left over: its owner is gone
+            else:
+                raise FileExistsError(f"{path} is in use")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        listener.listen(8)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(device: Servable, path: Path, *, stop: Callable[[], bool] = lambda: False,
+          trace: Callable[[str], None] | None = None) -> None:
+    """Serve a device on a socket until `stop()` says so, asked twice a second, or KeyboardInterrupt comes.
+
+    The device is closed at the end, and the socket removed.
+    """
+    with EventLoop() as loop, contextlib.closing(Backend(path, lambda: device, loop, trace=trace)):
+        try:
+            while not stop():
+                loop.run_until(lambda: False, time.monotonic() + 0.5)
+        finally:
+            device.close()
