@@ -1,0 +1,70 @@
+"""All attacks, by name."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from chamber.attacks.features import feature_attacks
+from chamber.attacks.lifecycle import lifecycle_attacks
+from chamber.attacks.notification import notification_attacks
+from chamber.attacks.ring import ring_attacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chamber.attacks.attack import AttackSpec
+
+__all__ = ("UnknownAttackError", "catalogue", "find")
+
+_SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
+    feature_attacks,
+    lifecycle_attacks,
+    notification_attacks,
+    ring_attacks,
+)
+
+
+class UnknownAttackError(KeyError):
+    """No attack has this name.
+
+    Attributes:
+        name: what was asked for.
+        suggestions: names that look like it, at most three.
+
+    """
+
+    def __init__(self, name: str, suggestions: tuple[str, ...]) -> None:
+        self.name = name
+        self.suggestions = suggestions
+        hint = f"; did you mean {', '.join(suggestions)}?" if suggestions else "; `chamber attacks` lists them all"
+        super().__init__(f"there is no attack {name!r}{hint}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@cache
+def catalogue() -> tuple[AttackSpec, ...]:
+    """All attacks, by device, then surface, then name."""
+    specs = [spec for source in _SOURCES for spec in source()]
+    return tuple(sorted(specs, key=lambda spec: (spec.device.short, spec.surface.value, spec.name)))
+
+
+@cache
+def _by_name() -> dict[str, AttackSpec]:
+    return {spec.name: spec for spec in catalogue()}
+
+
+def find(name: str) -> AttackSpec:
+    """Return one attack.
+
+    Raises:
+        UnknownAttackError: there is none of that name.
+
+    """
+    try:
+        return _by_name()[name]
+    except KeyError:
+        raise UnknownAttackError(name, tuple(difflib.get_close_matches(name, _by_name(), 3))) from None

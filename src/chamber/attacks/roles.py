@@ -1,0 +1,101 @@
+"""Which of a device's queues an attack acts on, named by what the queue is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chamber.attacks.attack import Attack
+from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from chamber.device.base import Device
+    from chamber.device.queue import DeviceQueue
+
+__all__ = ("PLACES", "AtRole", "Place", "role_of")
+
+_NET_F_MQ: Final = 22
+_NET_F_RSS: Final = 60
+
+
+def role_of(device: Device, index: int) -> str:
+    """What a queue is for (virtio 1.3, 5.1.2, 5.2.2, 5.3.2, 5.4.2).
+
+    ``requests`` for blk and rng; ``rx``, ``tx``, ``ctrl`` for net; ``rx``, ``tx``, ``control``, ``control-tx`` for
+    console.
+    """
+    if device.type is DeviceType.NET:
+        multiqueue = device.has(_NET_F_MQ) or device.has(_NET_F_RSS)
+        pairs = int.from_bytes(device.config[8:10], "little") if multiqueue else 1
+        if index == 2 * max(pairs, 1):
+            return "ctrl"
+    elif device.type is DeviceType.CONSOLE:
+        if index in {2, 3}:
+            return "control" if index == 2 else "control-tx"
+    else:
+        return "requests"
+    return "tx" if index % 2 else "rx"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A queue role of a device type.
+
+    Attributes:
+        device: device type.
+        role: as `role_of` names it.
+        prefix: how names of attacks on it start.
+        after: completions to let pass, so that the guest gets as far as its first use of the device.
+
+    """
+
+    device: DeviceType
+    role: str
+    prefix: str
+    after: int
+
+
+PLACES: Final = {place.prefix: place for place in (
+    Place(DeviceType.BLOCK, "requests", "blk", 2),
+    Place(DeviceType.RNG, "requests", "rng", 0),
+    Place(DeviceType.NET, "rx", "net-rx", 1),
+    Place(DeviceType.NET, "tx", "net-tx", 1),
+    Place(DeviceType.NET, "ctrl", "net-ctrl", 0),
+    Place(DeviceType.CONSOLE, "control", "console-control", 1),
+    Place(DeviceType.CONSOLE, "control-tx", "console-control-tx", 1),
+    Place(DeviceType.CONSOLE, "rx", "console-rx", 0),
+    Place(DeviceType.CONSOLE, "tx", "console-tx", 0),
+)}
+
+
+class AtRole(Attack):
+    """An attack on queues of one role, which acts a bounded number of times.
+
+    Args:
+        role: as `role_of` names it.
+        after: opportunities to let pass first.
+        times: how often to act at most.
+
+    """
+
+    def __init__(self, role: str, *, after: int = 0, times: int = 1) -> None:
+        super().__init__()
+        self.role = role
+        self._after = after
+        self._left = times
+
+    def mine(self, queue: DeviceQueue) -> bool:
+        """Whether this is a queue to act on."""
+        return role_of(self.device, queue.index) == self.role
+
+    def due(self, queue: DeviceQueue) -> bool:
+        """Count an opportunity; whether to act on it."""
+        if not self.mine(queue):
+            return False
+        if self._after:
+            self._after -= 1
+            return False
+        if not self._left:
+            return False
+        self._left -= 1
+        return True
