@@ -1,0 +1,44 @@
+"""Honest devices by type, rich enough that every part of a guest's driver has something to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from chamber.device.blk import BlkDevice, pattern_disk
+from chamber.device.disk import MemoryDisk
+from chamber.device.rng import RngDevice
+from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.device.base import Device
+    from chamber.device.hooks import Hooks
+
+__all__ = ("DISK_SIZE", "make_device")
+
+DISK_SIZE: Final = 4 << 20
+"""Bytes of the disk that `make_device` makes; its content is `chamber.device.blk.pattern_disk`."""
+
+
+def _blk(**options: Any) -> BlkDevice:
+    options.setdefault("disk", MemoryDisk(pattern_disk(DISK_SIZE)))
+    return BlkDevice(**options)
+
+
+_MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
+    DeviceType.BLOCK: _blk,
+    DeviceType.RNG: RngDevice,
+}
+
+
+def make_device(type: DeviceType, *, hooks: Hooks | None = None, **options: Any) -> Device:  # noqa: A002
+    """Make a device as assessments use it.
+
+    Args:
+        type: which kind.
+        hooks: interference, if any.
+        options: what the device class takes besides; they replace the defaults one by one.
+
+    """
+    return _MAKERS[type](hooks=hooks, **options)
