@@ -6,6 +6,8 @@ import difflib
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from chamber.attacks.config import config_attacks
+from chamber.attacks.console import console_attacks
 from chamber.attacks.features import feature_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.notification import notification_attacks
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ("UnknownAttackError", "catalogue", "find")
 
 _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
+    config_attacks,
+    console_attacks,
     feature_attacks,
     lifecycle_attacks,
     notification_attacks,
