@@ -78,7 +78,8 @@ class Channel:
                     fds.frombytes(value[:len(value) - len(value) % fds.itemsize])
                     self._fds += fds
             if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
-                raise WireError(f"at most {MAX_FDS} descriptors come with a message", spec="vhost-user, Message Specification")
+                raise WireError(f"at most {MAX_FDS} descriptors come with a message",
+                                spec="vhost-user, Message Specification")
             if not data:
                 raise Gone("closed by the peer")
             frame = self._reader.feed(data)

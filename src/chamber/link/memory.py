@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from chamber.wire.errors import DmaFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chamber.wire.vhost_user import MemoryRegion
 
 __all__ = ("SharedMemory",)
@@ -38,11 +40,16 @@ class _Region:
 class SharedMemory:
     """The regions that the front end shared; implements `chamber.platform.dma.Dma`.
 
-    Addresses are guest-physical, as in descriptors; rings are named by front-end user addresses and found by `user_view`.
-    A front end that sends the same file again (User-Mode Linux does at every probe) costs no new mapping.
+    Addresses are guest-physical, as in descriptors; `guest_address` translates those that name rings. A front end that
+    sends the same file again, as User-Mode Linux does at every probe, costs no new mapping.
+
+    Args:
+        observer: sees all that is read by `read`, which is what drivers hand to the device.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Callable[[bytes], None] | None = None) -> None:
+        self._observer = observer
         self._regions: list[_Region] = []
         self._mappings: dict[tuple[int, int, int, int], _Mapping] = {}
 
@@ -123,7 +130,10 @@ class SharedMemory:
     def read(self, address: int, length: int) -> bytes:
         """Return a copy of `length` bytes at a guest-physical address."""
         view, offset = self._find(address, length, "read")
-        return bytes(view[offset:offset + length])
+        data = bytes(view[offset:offset + length])
+        if self._observer is not None:
+            self._observer(data)
+        return data
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes at a guest-physical address."""

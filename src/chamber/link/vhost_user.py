@@ -1,8 +1,8 @@
 """A vhost-user back end: serves a virtio device to a real front end (QEMU, User-Mode Linux, any other).
 
-Front ends differ, and what they do differently stands here: User-Mode Linux never stops a ring but by SET_VRING_ENABLE 0,
-sets rings up again while they run, sends its memory table at each probe and needs BACKEND_REQ to find an interrupt; QEMU
-adds memory by region, asks for the number of queues and slots, and stops rings by GET_VRING_BASE.
+Front ends differ, and what they do differently stands here: User-Mode Linux stops a ring by SET_VRING_ENABLE 0 alone,
+sets rings up again while they run, sends its memory table at each probe and needs BACKEND_REQ to find an interrupt;
+QEMU adds memory by region, asks for the number of queues and slots, and stops rings by GET_VRING_BASE.
 
 The front end is not trusted either. A message that breaks the protocol raises `WireError` inside, is told to `log`, and
 ends that one connection; the device is reset, and the next front end may come.
@@ -128,11 +128,13 @@ class Session:
         loop: where it waits.
         ended: called once, after everything is given back.
         trace: gets one line per message, if given.
+        observer: sees all that the device reads from buffers, if given.
 
     """
 
     def __init__(self, device: Servable, sock: socket.socket, loop: EventLoop, ended: Callable[[Session], None],
-                 trace: Callable[[str], None] | None = None) -> None:
+                 trace: Callable[[str], None] | None = None,
+                 observer: Callable[[bytes], None] | None = None) -> None:
         self.device = device
         self.error: Exception | None = None
         self.messages = 0
@@ -141,7 +143,7 @@ class Session:
         self._trace = trace
         self._channel = Channel(sock)
         self._backend_channel: Channel | None = None
-        self._memory = SharedMemory()
+        self._memory = SharedMemory(observer)
         self._vrings = [_Vring(i) for i in range(device.queue_count)]
         self._acked_protocol = 0
         self._features = 0
@@ -366,7 +368,8 @@ class Session:
         assert isinstance(payload, VringState)
         vring = self._vring(payload.index)
         if not 0 < payload.num <= 32768:
-            raise WireError("a queue has 1 to 32768 descriptors", spec="vhost-user, SET_VRING_NUM", detail=str(payload.num))
+            raise WireError("a queue has 1 to 32768 descriptors", spec="vhost-user, SET_VRING_NUM",
+                            detail=str(payload.num))
         self._stop(vring)
         # A ring set up anew waits for its new address.
         vring.address = None
@@ -396,7 +399,8 @@ class Session:
     def _set_vring_enable(self, payload: Payload, _message: Message) -> None:
         assert isinstance(payload, VringState)
         if not self._features >> F_PROTOCOL_FEATURES & 1:
-            raise WireError("SET_VRING_ENABLE needs VHOST_USER_F_PROTOCOL_FEATURES", spec="vhost-user, SET_VRING_ENABLE")
+            raise WireError("SET_VRING_ENABLE needs VHOST_USER_F_PROTOCOL_FEATURES",
+                            spec="vhost-user, SET_VRING_ENABLE")
         vring = self._vring(payload.index)
         vring.enabled = bool(payload.num)
         self._update(vring)
@@ -581,6 +585,7 @@ class Backend:
         provide: gives the device for a new connection, or None to turn it away.
         loop: where it waits.
         trace: gets one line per message, if given.
+        observer: sees all that the device reads from buffers, if given.
         replace: whether a new front end ends the session before it; otherwise it is turned away.
 
     Raises:
@@ -589,13 +594,15 @@ class Backend:
     """
 
     def __init__(self, path: Path, provide: Callable[[], Servable | None], loop: EventLoop, *,
-                 trace: Callable[[str], None] | None = None, replace: bool = False) -> None:
+                 trace: Callable[[str], None] | None = None, observer: Callable[[bytes], None] | None = None,
+                 replace: bool = False) -> None:
         self.path = path
         self.session: Session | None = None
         self.sessions = 0
         self._provide = provide
         self._loop = loop
         self._trace = trace
+        self._observer = observer
         self._replace = replace
         self._listener = _listen(path)
         loop.add_reader(self._listener.fileno(), self._accept)
@@ -617,7 +624,7 @@ class Backend:
             sock.close()
             return
         self.sessions += 1
-        self.session = Session(device, sock, self._loop, self._ended, self._trace)
+        self.session = Session(device, sock, self._loop, self._ended, self._trace, self._observer)
 
     def _ended(self, session: Session) -> None:
         if self.session is session:

@@ -1,0 +1,135 @@
+"""PID 1: set the guest up, then take requests."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+import tty
+from pathlib import Path
+
+from chamber.lab.agent import blk, common, console, kernel, net
+from chamber.lab.agent.report import Report
+
+_TERMINAL = "/dev/tty1"
+_STIMULI = {"blk": blk.STIMULI, "net": net.STIMULI, "console": console.STIMULI}
+_GENERIC_FRAMES = 24
+
+
+def _setup(modules: list[str]) -> None:
+    kernel.mount("proc", "/proc", "proc")
+    kernel.mount("sysfs", "/sys", "sysfs")
+    if kernel.DEBUGFS.is_dir():  # stock kernels leave it out
+        kernel.mount("debugfs", str(kernel.DEBUGFS), "debugfs")
+    for module in modules:
+        kernel.load_module(Path(module))
+    for device in kernel.platform_devices():
+        kernel.unbind_platform(device)
+
+
+def _stimulate(report: Report, request: dict[str, object]) -> None:
+    """Connect the device, run the stimuli, disconnect it; in a process of its own, for it may never return."""
+    platform, kind = str(request["platform"]), str(request["device"])
+    stimuli = request["stimuli"]
+    report.stimulus = "probe"
+    with report.step("connect"):
+        kernel.bind_platform(platform)
+        virtio = kernel.virtio_name(platform)
+        kernel.driver_of(virtio)
+    for name in stimuli if isinstance(stimuli, list) else []:
+        report.stimulus = name
+        call = _STIMULI[kind].get(name) or common.STIMULI[name]
+        # Whatever a stimulus needs may be missing because the device was refused; that is a refusal too.
+        with report.step("run"):
+            call(kernel.virtio_name(platform), report)
+    if not request["stay"]:
+        report.stimulus = "remove"
+        with report.step("disconnect"):
+            kernel.unbind_platform(platform)
+
+
+def _run(report: Report, request: dict[str, object]) -> None:
+    """Run stimuli in a child and wait for it, but not for ever."""
+    seconds = request["seconds"]
+    kernel.plant(bytes.fromhex(str(request["marker"])))
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            _stimulate(report, request)
+            status = 0
+        except Exception as error:  # a bug of a stimulus must reach the host, whatever it is
+            report.send(step=report.stimulus, outcome="bug", detail=f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(status)
+    watch = os.pidfd_open(child)
+    try:
+        deadline = time.monotonic() + (seconds if isinstance(seconds, (int, float)) else 5.0)
+        poller = select.poll()
+        poller.register(watch, select.POLLIN)
+        if poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            os.waitpid(child, 0)
+            report.send(done="run")
+        else:
+            report.send(done="run", hang=_where(child))
+    finally:
+        os.close(watch)
+
+
+def _where(pid: int) -> list[str]:
+    """Return the kernel stack of a process that does not end."""
+    try:
+        text = Path(f"/proc/{pid}/stack").read_text(encoding="ascii")
+    except OSError as error:
+        return [f"no stack: {error.strerror}"]
+    return [line.split("] ", 1)[-1].split("+")[0] for line in text.splitlines()[:_GENERIC_FRAMES]]
+
+
+def _cycle(report: Report, request: dict[str, object]) -> None:
+    """Remove and probe a driver many times."""
+    platform, count = str(request["platform"]), int(str(request["count"]))
+    kernel.bind_platform(platform)
+    try:
+        virtio = kernel.virtio_name(platform)
+        begin = time.monotonic()
+        kernel.rebind_driver(virtio, count)
+        report.send(done="cycle", seconds=time.monotonic() - begin)
+    finally:
+        kernel.unbind_platform(platform)
+
+
+def main() -> None:
+    """Serve the host until it says to end, or for as long as there is one."""
+    terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(terminal)
+    report = Report(terminal)
+    try:
+        _setup(sys.argv[sys.argv.index("--modules") + 1].split(",") if "--modules" in sys.argv else [])
+        report.send(hello=os.uname().release, devices=kernel.platform_devices())
+    except OSError as error:
+        report.send(failed=str(error))
+    with os.fdopen(terminal, "rb", buffering=0, closefd=False) as stream:
+        pending = b""
+        while True:
+            pending += stream.read(4096) or b""
+            while b"\n" in pending:
+                line, pending = pending.split(b"\n", 1)
+                request = json.loads(line)
+                match request["do"]:
+                    case "run":
+                        _run(report, request)
+                    case "cycle":
+                        try:
+                            _cycle(report, request)
+                        except OSError as error:
+                            report.send(done="cycle", failed=str(error))
+                    case "check":
+                        report.send(done="check", caches=kernel.check_slabs())
+                    case "off":
+                        kernel.power_off()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What a guest does with any device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("STIMULI",)
+
+
+def probe(virtio: str, report: Report) -> None:
+    """See that a driver took the device."""
+    report.attempt("driver bound", kernel.driver_of, virtio)
+
+
+def rebind(virtio: str, report: Report) -> None:
+    """Remove the driver and probe again, a few times."""
+    for turn in range(3):
+        report.attempt(f"remove and probe, turn {turn + 1}", kernel.rebind_driver, virtio, 1)
+
+
+def suspend(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
+    """Suspend the guest to idle and wake it; the host presses the button."""
+    for turn in range(2):
+        report.ask("wake")
+        report.attempt(f"suspend and resume, turn {turn + 1}", kernel.write,
+                       Path("/sys/power/state"), "freeze")
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"probe": probe, "rebind": rebind, "suspend": suspend}

@@ -1,0 +1,180 @@
+"""The guest kernel's own interfaces: mounts, modules, buses, power."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+__all__ = (
+    "DEBUGFS",
+    "bind_platform",
+    "check_slabs",
+    "load_module",
+    "mount",
+    "plant",
+    "platform_devices",
+    "power_off",
+    "read_tree",
+    "rebind_driver",
+    "unbind_platform",
+    "virtio_name",
+    "wait_for",
+    "write",
+)
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FINIT_MODULE = 313
+_POWER_OFF = 0x4321FEDC
+_PLATFORM = Path("/sys/bus/platform/drivers/virtio-uml")
+_VIRTIO = Path("/sys/bus/virtio/devices")
+_SLABS = Path("/sys/kernel/slab")
+_PLANTED_PIPES = 16
+DEBUGFS = Path("/sys/kernel/debug")
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def mount(source: str, target: str, kind: str) -> None:
+    """Mount a file system, if it is not mounted yet."""
+    if not os.path.ismount(target):
+        _check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, b""), f"mount {target}")
+
+
+def load_module(path: Path) -> None:
+    """Insert a kernel module from a file."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _check(_LIBC.syscall(_FINIT_MODULE, fd, b"", 0), f"load {path.name}")
+    finally:
+        os.close(fd)
+
+
+def power_off() -> None:
+    """Shut all devices down and end the guest, as reboot(2) does."""
+    os.sync()
+    _LIBC.reboot(_POWER_OFF)
+
+
+def write(path: Path, text: str) -> None:
+    """Write to a kernel file in one call."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def wait_for(what: str, path: Path, seconds: float = 1.0) -> None:
+    """Wait for a file to appear, as it does when a driver's work goes on behind the probe."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(2, f"{what} did not appear")
+        time.sleep(0.002)
+
+
+def platform_devices() -> list[str]:
+    """Names of all virtio_uml devices, in the order of the command line."""
+    names = [p.name for p in Path("/sys/bus/platform/devices").iterdir() if p.name.startswith("virtio-uml.")]
+    return sorted(names, key=lambda name: int(name.rpartition(".")[2]))
+
+
+def bind_platform(name: str) -> None:
+    """Connect a device to its socket; the virtio driver probes it before this returns."""
+    if not (_PLATFORM / name).exists():
+        write(_PLATFORM / "bind", name)
+
+
+def unbind_platform(name: str) -> None:
+    """Remove a device and close its connection."""
+    if (_PLATFORM / name).exists():
+        write(_PLATFORM / "unbind", name)
+
+
+def virtio_name(platform: str) -> str:
+    """Name of the virtio device that a platform device became, such as ``virtio3``."""
+    for entry in (_PLATFORM / platform).iterdir():
+        if entry.name.startswith("virtio"):
+            return entry.name
+    raise FileNotFoundError(2, f"{platform} has no virtio device")
+
+
+def driver_of(virtio: str) -> Path:
+    """Directory of the driver that has the device.
+
+    Raises:
+        FileNotFoundError: no driver took it.
+
+    """
+    link = _VIRTIO / virtio / "driver"
+    if not link.exists():
+        raise FileNotFoundError(2, f"no driver took {virtio}")
+    return link.resolve()
+
+
+def rebind_driver(virtio: str, times: int) -> None:
+    """Remove the driver from its device and let it probe anew."""
+    driver = driver_of(virtio)
+    for _ in range(times):
+        write(driver / "unbind", virtio)
+        write(driver / "bind", virtio)
+
+
+def read_tree(top: Path, *, depth: int = 3, limit: int = 400) -> int:
+    """Read every readable file below a sysfs or debugfs folder; return how many there were."""
+    count = 0
+    todo = [(top, depth)]
+    while todo and count < limit:
+        folder, left = todo.pop()
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            if entry.is_dir(follow_symlinks=False):
+                if left:
+                    todo.append((Path(entry.path), left - 1))
+            elif entry.is_file(follow_symlinks=False) and entry.stat().st_mode & 0o444:
+                count += 1
+                try:
+                    fd = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)
+                except OSError:
+                    continue
+                try:
+                    os.read(fd, 65536)
+                except OSError:
+                    pass  # many attributes have no value for a given device
+                finally:
+                    os.close(fd)
+    return count
+
+
+def plant(marker: bytes) -> None:
+    """Leave a secret in pages that the kernel has freed and will use again, as any guest's memory is full of secrets."""
+    page = (marker * (4096 // len(marker) + 1))[:4096]
+    for _ in range(_PLANTED_PIPES):
+        out, into = os.pipe()
+        os.set_blocking(into, False)
+        try:
+            while os.write(into, page):
+                pass
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(out)
+            os.close(into)
+
+
+def check_slabs() -> int:
+    """Have the kernel check every object of every slab cache; it prints what it finds. Return the number of caches."""
+    count = 0
+    if _SLABS.is_dir():
+        for cache in _SLABS.iterdir():
+            try:
+                write(cache / "validate", "1")
+                count += 1
+            except OSError:
+                pass  # caches without debug flags can't be checked
+    return count

@@ -1,0 +1,155 @@
+"""The target ``uml``: a stock Linux kernel as a process (Debian's user-mode-linux)."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Final
+
+from chamber.attacks.catalogue import find
+from chamber.lab.observation import Observation, Scenario
+from chamber.lab.uml_kernel import find_kernel
+from chamber.lab.uml_runner import DEVICES, LOUD, MEMORY_MB, UmlRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("UmlTarget",)
+
+_PR_SET_PDEATHSIG: Final = 1
+_Task = tuple[int, "DeviceType", tuple[str, ...], str | None, int]
+
+
+class UmlTarget:
+    """A stock kernel under attack; several guests at once, each in a worker process of its own.
+
+    Args:
+        kernel: the binary, or None for Debian's ``linux.uml``.
+        options: words for the kernel's command line; the default makes silent corruption loud.
+
+    Raises:
+        TargetError: there is no such kernel.
+
+    """
+
+    kind: Final = "uml"
+    devices: Final = DEVICES
+
+    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] = LOUD) -> None:
+        self.kernel = find_kernel(kernel)
+        self.options = options
+        self._runner: UmlRunner | None = None
+
+    def describe(self) -> dict[str, object]:
+        """What the report says about this target."""
+        return {"kind": self.kind, "kernel": self.kernel.release, "path": str(self.kernel.path),
+                "options": list(self.options), "memory_mb": MEMORY_MB}
+
+    def run(self, scenario: Scenario) -> Observation:
+        """Run one scenario here and now."""
+        if self._runner is None:
+            self._runner = UmlRunner(self.kernel, options=self.options)
+        return self._runner.run(scenario)
+
+    def run_all(self, scenarios: list[Scenario], on_result: Callable[[Scenario, Observation], None],
+                jobs: int = os.cpu_count() or 1) -> None:
+        """Run scenarios on up to `jobs` guests at once; results come in the order in which they are ready.
+
+        Raises:
+            KeyboardInterrupt: passed on after all guests are gone.
+
+        """
+        # Shutting down costs a boot: those scenarios come last, when no others can share it.
+        todo = sorted(range(len(scenarios)), key=lambda i: "shutdown" in scenarios[i].stimuli, reverse=True)
+        workers: dict[Connection, _Worker] = {}
+        try:
+            for _ in range(min(jobs, len(scenarios))):
+                worker = _Worker(self.kernel, self.options)
+                workers[worker.connection] = worker
+                worker.give(todo.pop(), scenarios)
+            while workers:
+                for ready in wait(list(workers)):
+                    assert isinstance(ready, Connection)
+                    worker = workers[ready]
+                    on_result(scenarios[worker.task], worker.result())
+                    if todo and worker.alive:
+                        worker.give(todo.pop(), scenarios)
+                    else:
+                        workers.pop(ready).close()
+                        if todo:  # it died; its place is taken by another
+                            fresh = _Worker(self.kernel, self.options)
+                            workers[fresh.connection] = fresh
+                            fresh.give(todo.pop(), scenarios)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+    def close(self) -> None:
+        """End the guest that `run` left."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+
+class _Worker:
+    """A process that runs scenarios; attacks go to it by name."""
+
+    def __init__(self, kernel: UmlKernel, options: tuple[str, ...]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, inner = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_work, args=(inner, kernel, options, os.getpid()))
+        self._process.start()
+        inner.close()
+        self.task = -1
+        self.alive = True
+
+    def give(self, index: int, scenarios: list[Scenario]) -> None:
+        scenario = scenarios[index]
+        self.task = index
+        task: _Task = (index, scenario.device, scenario.stimuli,
+                       None if scenario.attack is None else scenario.attack.name, scenario.seed)
+        self.connection.send(task)
+
+    def result(self) -> Observation:
+        try:
+            observation: Observation = self.connection.recv()
+        except (EOFError, OSError):
+            self.alive = False
+            return Observation(failure="the worker that ran it died")
+        return observation
+
+    def close(self) -> None:
+        self.connection.close()
+        self._process.terminate()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], parent: int) -> None:
+    """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: (_ for _ in ()).throw(SystemExit(0)))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        return
+    runner = UmlRunner(kernel, options=options)
+    try:
+        while True:
+            _, device, stimuli, attack, seed = connection.recv()
+            scenario = Scenario(device, stimuli, None if attack is None else find(attack), None, seed)
+            connection.send(runner.run(scenario))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    finally:
+        runner.close()

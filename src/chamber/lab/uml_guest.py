@@ -1,0 +1,310 @@
+"""A running user-mode-linux guest: its process, console, agent and devices' sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import tty
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import chamber
+from chamber.lab.observation import TargetError
+from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_fp_filter
+from chamber.link.vhost_user import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.link.eventloop import EventLoop
+    from chamber.link.vhost_user import Servable
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("MEMORY_MB", "GuestDied", "UmlGuest")
+
+MEMORY_MB: Final = 96
+_BOOT_SECONDS: Final = 60.0
+_CONSOLE_LIMIT: Final = 1 << 20
+_PR_SET_PDEATHSIG: Final = 1
+_MCONSOLE = struct.Struct("=III512s")
+_MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
+
+
+class GuestDied(Exception):  # noqa: N818 - what happened to the guest, and often the finding itself
+    """The guest's process ended while something was asked of it."""
+
+
+class UmlGuest:
+    """One guest from boot to end.
+
+    The guest's root is the host's own, read-only; its PID 1 is `chamber.lab.agent`. Each device has a socket in a
+    folder of the guest's own, which goes with it.
+
+    Args:
+        kernel: what to boot.
+        loop: where the devices are served; `request` turns it.
+        devices: for each device, what provides it when the guest connects.
+        options: further words for the kernel's command line.
+        observer: sees all that devices read from buffers, if given.
+
+    """
+
+    def __init__(self, kernel: UmlKernel, loop: EventLoop, devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
+                 options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None) -> None:
+        self.kernel = kernel
+        self.platform: dict[DeviceType, str] = {}
+        self.backends: dict[DeviceType, Backend] = {}
+        self.asked: Callable[[str], None] = lambda _action: None
+        self.steps: list[dict[str, Any]] = []
+        self._loop = loop
+        self._console = bytearray()
+        self._messages: list[dict[str, Any]] = []
+        self._line = b""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(tempfile.mkdtemp(prefix="chamber-"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for device, provide in devices.items():
+                backend = Backend(self.folder / device.short, provide, loop, replace=True,
+                                  observer=observer)
+                stack.callback(backend.close)
+                self.backends[device] = backend
+            self._spawn(stack, options)
+            self._closing = stack.pop_all()
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+
+    def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...]) -> None:
+        # Both ends in one process: the kernel wants a terminal of its own, and raw from the start.
+        self._agent, inner = pty.openpty()
+        stack.callback(os.close, self._agent)
+        console_out, console_in = os.pipe()
+        stack.callback(os.close, console_out)
+        self._console_fd = console_out
+        try:
+            tty.setraw(inner)
+            os.set_blocking(self._agent, False)
+            os.set_blocking(console_out, False)
+            source = self.folder / "src"
+            source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
+            command = [
+                str(self.kernel.path), f"mem={MEMORY_MB}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
+                f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
+                "loglevel=5", "panic_on_warn=0", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
+                *options,
+                *(f"virtio_uml.device={self.folder / d.short}:{int(d)}" for d in self.backends),
+                f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
+                "--modules", ",".join(map(str, self.kernel.modules)),
+            ]
+            fp_filter = needs_fp_filter()
+            libc = ctypes.CDLL(None)
+
+            def prepare() -> None:
+                # The guest must not outlive whoever started it, however that one ends.
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if fp_filter:
+                    install_fp_filter()
+
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console_in, stderr=console_in, pass_fds=[inner],
+                preexec_fn=prepare, start_new_session=True, env={**os.environ, "TMPDIR": "/dev/shm"})  # noqa: PLW1509, S108
+            stack.callback(self._kill)
+        finally:
+            os.close(inner)
+            os.close(console_in)
+        self._watch = os.pidfd_open(self._process.pid)
+        stack.callback(os.close, self._watch)
+        for fd, call in ((self._agent, self._read_agent), (console_out, self._read_console),
+                         (self._watch, self._reap)):
+            self._loop.add_reader(fd, call)
+            stack.callback(self._loop.remove_reader, fd)
+
+    def _boot(self) -> None:
+        try:
+            hello = self._wait(lambda m: "hello" in m or "failed" in m, _BOOT_SECONDS)
+        except GuestDied:
+            raise TargetError(f"{self.kernel.path} did not boot: {self.last_words()}") from None
+        if hello is None or "failed" in hello:
+            reason = "no word from its agent" if hello is None else hello["failed"]
+            raise TargetError(f"{self.kernel.path} did not boot: {reason}")
+        self.platform = dict(zip(self.backends, hello["devices"], strict=True))
+        self._closing.callback(self._kill_strays, _children_in_other_sessions(self.pid))
+        self.take_console()
+
+    # What the guest says.
+
+    def _read_agent(self) -> None:
+        try:
+            data = os.read(self._agent, 65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # the kernel closed its end
+            self._loop.remove_reader(self._agent)
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # a guest in trouble writes anything
+            if isinstance(message, dict):
+                if "ask" in message:
+                    self.asked(str(message["ask"]))
+                elif "outcome" in message:
+                    self.steps.append(message)
+                else:
+                    self._messages.append(message)
+
+    def _read_console(self) -> None:
+        try:
+            data = os.read(self._console_fd, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._console_fd)
+        if len(self._console) < _CONSOLE_LIMIT:
+            self._console += data
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        self._process.poll()
+        self._loop.remove_reader(self._watch)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guest's process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """How the process ended: its status, or the negated signal."""
+        return None if self._process is None else self._process.returncode
+
+    @property
+    def pid(self) -> int:
+        """Process id of the guest's kernel."""
+        assert self._process is not None
+        return self._process.pid
+
+    def take_console(self) -> str:
+        """Return what the kernel printed since the last call."""
+        self._read_console()
+        text = self._console.decode(errors="replace").replace("\r", "")
+        self._console.clear()
+        return text
+
+    def last_words(self) -> str:
+        """Return the last line that the kernel printed."""
+        lines = [line for line in self.take_console().splitlines() if line.strip() and "[<" not in line]
+        return next((line for line in lines if "panic" in line), lines[-1] if lines else "it printed nothing")
+
+    # What the guest is asked.
+
+    def request(self, seconds: float, /, **message: object) -> dict[str, Any] | None:
+        """Ask the agent something and serve the devices until it answers; None if it does not within `seconds`.
+
+        Raises:
+            GuestDied: the guest ended meanwhile.
+
+        """
+        self._messages.clear()
+        self.steps = []
+        data = json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._agent, data)
+        return self._wait(lambda m: "done" in m, seconds)
+
+    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any] | None:
+        answer: list[dict[str, Any]] = []
+
+        def arrived() -> bool:
+            answer.extend(m for m in self._messages if wanted(m))
+            return bool(answer) or not self.alive
+
+        self._loop.run_until(arrived, time.monotonic() + seconds)
+        if answer:
+            return answer[0]
+        if not self.alive:
+            self._drain()
+            raise GuestDied(str(self.exit_status))
+        return None
+
+    def _drain(self) -> None:
+        for _ in range(64):
+            before = len(self._console)
+            self._read_console()
+            if len(self._console) == before:
+                break
+
+    def settle(self, seconds: float) -> None:
+        """Serve the devices for a while."""
+        self._loop.run_until(lambda: not self.alive, time.monotonic() + seconds)
+
+    def wake(self) -> None:
+        """Wake a suspended guest, as a press on the power button does."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def where(self) -> str:
+        """Have the kernel print where it is (SysRq p, through its management console); '' if it takes no interrupt."""
+        before = len(self._console)
+        address = self.folder / "guest" / "mconsole"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as control:
+            try:
+                control.bind(str(self.folder / "asker"))
+                command = b"sysrq p"
+                control.sendto(_MCONSOLE.pack(_MCONSOLE_MAGIC, _MCONSOLE_VERSION, len(command), command), str(address))
+            except OSError:
+                return ""
+        self.settle(0.3)
+        (self.folder / "asker").unlink(missing_ok=True)
+        return self._console[before:].decode(errors="replace")
+
+    # The end.
+
+    def _kill(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        # The guest's processes are host processes of its group; the kernel's own death does not end them.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    @staticmethod
+    def _kill_strays(strays: list[int]) -> None:
+        for watch in strays:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(watch, signal.SIGKILL)
+            os.close(watch)
+
+    def close(self) -> None:
+        """End the guest and remove what it left."""
+        self._closing.close()
+
+
+def _children_in_other_sessions(pid: int) -> list[int]:
+    """Return process descriptors of a guest's children that left its group, as the watcher of terminal sizes does."""
+    strays = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(child)) != pid:
+                    strays.append(os.pidfd_open(int(child)))
+    return strays

@@ -1,0 +1,126 @@
+"""A user-mode-linux kernel on this machine: where it is, what it is, how it has to be started here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from chamber.lab.observation import TargetError
+
+__all__ = ("MODULES", "UmlKernel", "find_kernel", "install_fp_filter", "needs_fp_filter")
+
+INSTALL_HINT: Final = "no user-mode-linux kernel here: as root, apt-get install user-mode-linux"
+_MODULES_TOP: Final = Path("/usr/lib/uml/modules")
+MODULES: Final = (
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+    "drivers/block/virtio_blk.ko",
+    "drivers/char/virtio_console.ko",
+)
+"""Modules to load, in the order in which they need each other; those that are missing are built in, or not there."""
+
+_AT_MINSIGSTKSZ: Final = 51
+_UML_FP_BYTES: Final = 2696
+"""Room for floating-point registers in User-Mode Linux up to 6.12 (HOST_FP_SIZE)."""
+_SIGNAL_FRAME_BYTES: Final = 1200
+"""What a signal frame has besides them, at most."""
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
+_PTRACE, _GETREGSET, _SETREGSET = 101, 0x4204, 0x4205
+_ERRNO_EINVAL, _ALLOW = 0x00050016, 0x7FFF0000
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+
+
+@dataclass(frozen=True, slots=True)
+class UmlKernel:
+    """A kernel binary.
+
+    Attributes:
+        path: the executable.
+        release: what it says that it is, such as ``6.1.176``.
+        modules: the modules to load, present ones only.
+
+    """
+
+    path: Path
+    release: str
+    modules: tuple[Path, ...]
+
+
+def find_kernel(path: Path | None = None) -> UmlKernel:
+    """Find Debian's ``linux.uml``, or look at the kernel given.
+
+    Raises:
+        TargetError: there is none, or it is not a user-mode-linux kernel.
+
+    """
+    if path is None:
+        found = shutil.which("linux.uml")
+        if found is None:
+            raise TargetError(INSTALL_HINT)
+        path = Path(found)
+    elif not path.is_file() or not os.access(path, os.X_OK):
+        raise TargetError(f"{path}: no kernel that can be executed")
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TargetError(f"{path}: not a user-mode-linux kernel ({error})") from None
+    release = done.stdout.strip().splitlines()[0] if done.stdout.strip() else ""
+    if done.returncode or not release[:1].isdigit():
+        raise TargetError(f"{path}: not a user-mode-linux kernel (it does not tell its version)")
+    top = _MODULES_TOP / release / "kernel"
+    return UmlKernel(path.resolve(), release, tuple(top / m for m in MODULES if (top / m).exists()))
+
+
+def needs_fp_filter() -> bool:
+    """Whether this processor has more registers than User-Mode Linux has room for.
+
+    With AMX, PTRACE_SETREGSET refuses the 2696 bytes that User-Mode Linux hands it (EFAULT), and the kernel panics at
+    its first user process. The size of a signal frame tells how large the register state is.
+    """
+    libc = ctypes.CDLL(None)
+    libc.getauxval.restype = ctypes.c_ulong
+    return int(libc.getauxval(_AT_MINSIGSTKSZ)) > _UML_FP_BYTES + _SIGNAL_FRAME_BYTES
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
+
+
+_FILTER: Final = (
+    (_LOAD, 0, 0, 0),
+    (_JUMP_EQUAL, 0, 4, _PTRACE),
+    (_LOAD, 0, 0, 16),
+    (_JUMP_EQUAL, 1, 0, _GETREGSET),
+    (_JUMP_EQUAL, 0, 1, _SETREGSET),
+    (_RETURN, 0, 0, _ERRNO_EINVAL),
+    (_RETURN, 0, 0, _ALLOW),
+)
+GUEST_ENVIRONMENT: Final = (
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,"
+    "-AVX_Fast_Unaligned_Load,-Prefer_No_VZEROUPPER,-XSAVEC,-XSAVE"
+)
+"""Keeps the guest's C library off registers that PTRACE_GETFPREGS does not save: a page fault would lose them."""
+
+
+def install_fp_filter() -> None:
+    """Make PTRACE_GETREGSET and _SETREGSET fail in this process and its children.
+
+    User-Mode Linux then falls back to PTRACE_GETFPREGS, which has the size it expects. To be called in a child between
+    fork and exec: nothing undoes it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = (_Instruction * len(_FILTER))(*[_Instruction(*line) for line in _FILTER])
+    program = _Program(len(_FILTER), code)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+            _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp filter refused")

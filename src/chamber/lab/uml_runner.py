@@ -1,0 +1,276 @@
+"""Runs scenarios on user-mode-linux guests, one after another, many on one boot."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from chamber.device.catalogue import make_device
+from chamber.lab.leaks import LeakWatch
+from chamber.lab.linux_oracle import judge_console
+from chamber.lab.observation import Evidence, Harm, Observation, TargetError
+from chamber.lab.uml_guest import MEMORY_MB, GuestDied, UmlGuest
+from chamber.link.eventloop import EventLoop
+from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.attacks.attack import Attack
+    from chamber.device.base import Device
+    from chamber.lab.observation import Scenario
+    from chamber.lab.uml_kernel import UmlKernel
+
+__all__ = ("DEVICES", "LOUD", "MEMORY_MB", "UmlRunner")
+
+DEVICES: Final = (DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE)
+"""What the stock kernel has drivers for."""
+
+STIMULUS_SECONDS: Final = 5.0
+"""After so long a stimulus is called hung; an honest one takes less than half a second."""
+_GRACE_SECONDS: Final = 2.0
+_OFF_SECONDS: Final = 6.0
+_CHECK_SECONDS: Final = 10.0
+_CONFIRMATIONS: Final = 2
+_TRANSCRIPT_LIMIT: Final = 2000
+_WAKE_AFTER: Final = 0.1
+
+LOUD: Final = ("slub_debug=FZPU",)
+"""Kernel options that make silent corruption loud: red zones, poison, owners and checks of slab objects."""
+
+
+class UmlRunner:
+    """One worker's guests.
+
+    An attack runs on a guest that others were run on before, flanked by honest runs of the same stimuli. Whatever it seems
+    to do is believed only when a guest that nobody else has touched shows it too.
+
+    Args:
+        kernel: what to boot.
+        options: further words for the kernel's command line.
+        make_device: builds the device of a type with the hooks given.
+
+    """
+
+    def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] = LOUD,
+                 make_device: Callable[..., Device] = make_device) -> None:
+        self.kernel = kernel
+        self.boots = 0
+        self._options = options
+        self._make_device = make_device
+        self._loop = EventLoop()
+        self._guest: UmlGuest | None = None
+        self._pristine = True
+        self._attack: Attack | None = None
+        self._device: Device | None = None
+        self._transcript: list[str] = []
+        self._started = 0.0
+        self._leaks = LeakWatch(b"")
+
+    # What the guest's kernel reaches.
+
+    def _provide(self, kind: DeviceType) -> Device:
+        attack = self._attack
+        device = self._make_device(kind, hooks=attack)
+        device.trace = self._note
+        self._device = device
+        return device
+
+    def _note(self, line: str) -> None:
+        if len(self._transcript) < _TRANSCRIPT_LIMIT:
+            self._transcript.append(f"{time.monotonic() - self._started:8.4f} {line}")
+
+    def _asked(self, action: str) -> None:
+        guest = self._guest
+        if action == "wake" and guest is not None:
+            self._loop.call_later(_WAKE_AFTER, guest.wake)
+        elif self._device is not None:
+            getattr(self._device, "host_action", lambda _action: None)(action)
+
+    # Guests.
+
+    def guest(self) -> UmlGuest:
+        """Return the running guest, booted now if there is none.
+
+        Raises:
+            TargetError: the kernel does not boot.
+
+        """
+        if self._guest is None:
+            self._attack = None
+            providers = {kind: partial(self._provide, kind) for kind in DEVICES}
+            self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe)
+            self._guest.asked = self._asked
+            self.boots += 1
+            self._pristine = True
+        return self._guest
+
+    def _observe(self, data: bytes) -> None:
+        self._leaks.saw(data)
+
+    def discard(self) -> None:
+        """End the guest; the next scenario boots another."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close()
+
+    def close(self) -> None:
+        """End the guest for good."""
+        self.discard()
+        self._loop.close()
+
+    # Scenarios.
+
+    def run(self, scenario: Scenario) -> Observation:
+        """Run a scenario; one that shows harm on a used guest is run again on a fresh one, whose word counts."""
+        begin = time.monotonic()
+        try:
+            self.guest()
+            alone = self._pristine
+            observation = self._once(scenario)
+            if observation.evidence and scenario.attack is not None and not alone:
+                observation = self._confirm(scenario, observation)
+        except TargetError as error:
+            self.discard()
+            observation = Observation(failure=str(error))
+        observation.seconds = time.monotonic() - begin
+        return observation
+
+    def _confirm(self, scenario: Scenario, first: Observation) -> Observation:
+        for _ in range(_CONFIRMATIONS):
+            self.discard()
+            second = self._once(scenario)
+            if second.evidence:
+                return second
+        second.transcript.append("not confirmed: only a guest that other attacks had used showed: "
+                                 + "; ".join(e.signature for e in first.evidence))
+        return second
+
+    def _once(self, scenario: Scenario) -> Observation:
+        guest = self.guest()
+        self._pristine = False
+        self._transcript = []
+        self._started = time.monotonic()
+        marker = random.Random(f"secret {scenario.seed} {self.boots}").randbytes(24)  # noqa: S311 - reproducible on purpose
+        self._leaks = LeakWatch(marker)
+        observation = Observation(transcript=self._transcript)
+        attack = self._attack = scenario.attack.make() if scenario.attack is not None else None
+        self._stimulate(guest, scenario, observation, marker)
+        if "shutdown" in scenario.stimuli and guest.alive and observation.completed:
+            self._shut_down(guest, observation)
+        self._finish(guest, observation)
+        if attack is not None:
+            observation.strikes = list(attack.strikes)
+            self._attack = None
+            if self._guest is not None:
+                self._aftercare(guest, scenario, observation, marker)
+        if observation.evidence:
+            self.discard()
+        return observation
+
+    def _stimulate(self, guest: UmlGuest, scenario: Scenario, observation: Observation, marker: bytes) -> None:
+        stimuli = [s for s in scenario.stimuli if s != "shutdown"]
+        try:
+            answer = guest.request(STIMULUS_SECONDS + _GRACE_SECONDS, do="run", platform=guest.platform[scenario.device],
+                                   device=scenario.device.short, stimuli=stimuli, seconds=STIMULUS_SECONDS,
+                                   marker=marker.hex(), stay="shutdown" in scenario.stimuli)
+        except GuestDied:
+            self._died(guest, observation)
+            answer = {}
+        else:
+            observation.completed = answer is not None and "hang" not in answer
+        observation.served = observation.completed
+        self._read_steps(guest.steps, observation)
+        if answer is None:
+            self._spins(guest, observation)
+        elif "hang" in answer:
+            step = guest.steps[-1]["step"] if guest.steps else "?"
+            frames = [f for f in answer["hang"] if not f.startswith(("__switch_to", "schedule", "__schedule", "io_schedule"))]
+            where = " < ".join(frames[:3])
+            observation.evidence.append(Evidence(Harm.DENIAL, f"hang in {where or 'user space'}",
+                                                 f"step '{step}' did not end; kernel stack: {' < '.join(answer['hang'])}"))
+
+    def _read_steps(self, steps: list[dict[str, Any]], observation: Observation) -> None:
+        for step in steps:
+            outcome, name, detail = step["outcome"], str(step["step"]), str(step.get("detail", ""))
+            if outcome != "begin":
+                self._note(f"guest: {name}: {outcome}{f' ({detail})' if detail else ''}")
+            match outcome:
+                case "refused":
+                    observation.refusals.append(f"{name}: {detail}")
+                    if name.endswith((": connect", ": run")):
+                        observation.served = False
+                case "wrong":
+                    observation.served = False
+                    observation.evidence.append(Evidence(Harm.WRONG_DATA, f"wrong data taken: {name}", detail))
+                case "silent":
+                    observation.served = False
+                    observation.evidence.append(Evidence(Harm.DENIAL, f"no answer: {name}", detail))
+                case "bug":
+                    observation.served = False
+                    observation.failure = f"stimulus {name}: {detail}"
+                case _:
+                    pass
+
+    def _died(self, guest: UmlGuest, observation: Observation) -> None:
+        observation.completed = observation.served = False
+        status = guest.exit_status
+        observation.console = guest.take_console()
+        if not judge_console(observation.console):
+            # No word from the kernel: a fault that it could not even report.
+            harm = Harm.MEMORY if status is not None and status < 0 else Harm.DENIAL
+            how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            observation.evidence.append(Evidence(harm, f"guest ended by {how} without a word", observation.console[-2000:]))
+
+    def _spins(self, guest: UmlGuest, observation: Observation) -> None:
+        where = guest.where()
+        step = guest.steps[-1]["step"] if guest.steps else "?"
+        observation.evidence.append(Evidence(Harm.DENIAL, f"guest stopped answering in {step}",
+                                             where or "it takes no interrupts: a loop with interrupts off"))
+
+    def _shut_down(self, guest: UmlGuest, observation: Observation) -> None:
+        """Power the guest off with its devices active; it must end, and end well."""
+        try:
+            guest.request(_OFF_SECONDS, do="off")
+        except GuestDied:
+            if guest.exit_status:
+                self._died(guest, observation)
+            return
+        observation.completed = observation.served = False
+        observation.evidence.append(Evidence(Harm.DENIAL, "guest does not shut down", guest.where()))
+
+    def _finish(self, guest: UmlGuest, observation: Observation) -> None:
+        """Let the kernel check its memory, then read its console."""
+        hung = any(e.signature.startswith("guest ") for e in observation.evidence)
+        if guest.alive and not hung:
+            try:
+                guest.request(_CHECK_SECONDS, do="check")
+            except GuestDied:
+                self._died(guest, observation)
+        observation.console += guest.take_console()
+        known = {e.signature for e in observation.evidence}
+        observation.evidence[:0] = [e for e in judge_console(observation.console) if e.signature not in known]
+        observation.evidence += self._leaks.evidence
+        if observation.evidence:
+            observation.served = False
+        if not guest.alive or hung:
+            self.discard()
+
+    def _aftercare(self, guest: UmlGuest, scenario: Scenario, observation: Observation, marker: bytes) -> None:
+        """Run the same stimuli with an honest device: lasting damage shows now, and counts against the attack."""
+        if any(e.signature.startswith("hang in") for e in observation.evidence):
+            return  # the hung process holds the device; this guest ends here
+        self._note("-- the same with an honest device")
+        after = Observation()
+        self._leaks = LeakWatch(marker)
+        self._stimulate(guest, scenario, after, marker)
+        self._finish(guest, after)
+        observation.console += after.console
+        known = {e.signature for e in observation.evidence}
+        observation.evidence += [Evidence(e.harm, f"afterwards: {e.signature}", e.text)
+                                 for e in after.evidence if e.signature not in known]
+        if not after.served and not after.evidence:
+            observation.evidence.append(Evidence(
+                Harm.DENIAL, "afterwards: device lost", "; ".join(after.refusals) or after.failure or "not served"))
