@@ -6,12 +6,14 @@ import difflib
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from chamber.attacks.blk import blk_attacks
 from chamber.attacks.config import config_attacks
 from chamber.attacks.console import console_attacks
 from chamber.attacks.features import feature_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.notification import notification_attacks
 from chamber.attacks.ring import ring_attacks
+from chamber.attacks.rng import rng_attacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = ("UnknownAttackError", "catalogue", "find")
 
 _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
+    blk_attacks,
     config_attacks,
     console_attacks,
     feature_attacks,
     lifecycle_attacks,
     notification_attacks,
     ring_attacks,
+    rng_attacks,
 )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.wire.blk import BlkFeature as Blk
+from chamber.wire.console import ConsoleFeature as Console
+from chamber.wire.net import NetFeature as Net
 from chamber.wire.virtio import DeviceType, Feature, bit
 
 if TYPE_CHECKING:
@@ -58,40 +61,53 @@ _COMMON: Final[tuple[tuple[str, str, str, Callable[[int, int], int]], ...]] = (
      lambda honest, reads: bit(Feature.VERSION_1) if reads else honest),
 )
 
+_CONTROLLED: Final = bit(Net.CTRL_RX, Net.CTRL_VLAN, Net.CTRL_RX_EXTRA, Net.GUEST_ANNOUNCE, Net.MQ, Net.CTRL_MAC_ADDR,
+                         Net.VQ_NOTF_COAL, Net.NOTF_COAL, Net.HASH_REPORT, Net.RSS)
+"""What needs the control queue (virtio 1.3, 5.1.3.1)."""
+_GUEST_TSO: Final = bit(Net.GUEST_TSO4, Net.GUEST_TSO6)
+_HOST_TSO: Final = bit(Net.HOST_TSO4, Net.HOST_TSO6)
+_ECN: Final = bit(Net.GUEST_ECN, Net.HOST_ECN)
+_UFO: Final = bit(Net.GUEST_UFO, Net.HOST_UFO)
+
 _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
     DeviceType.BLOCK: (
-        ("flush-withdrawn", 0, bit(9), "withdraws FLUSH and keeps CONFIG_WCE"),
-        ("mq", bit(12), 0, "offers MQ"),
-        ("lifetime", bit(15), 0, "offers LIFETIME"),
-        ("secure-erase", bit(16), 0, "offers SECURE_ERASE with limits of zero"),
-        ("zoned", bit(17), 0, "offers ZONED with characteristics of zero"),
-        ("read-only", bit(5), 0, "offers RO"),
-        ("limits", bit(1, 2, 4, 6, 10), 0, "offers SIZE_MAX, SEG_MAX, GEOMETRY, BLK_SIZE and TOPOLOGY"),
+        ("flush-withdrawn", 0, bit(Blk.FLUSH), "withdraws FLUSH and keeps CONFIG_WCE"),
+        ("lifetime", bit(Blk.LIFETIME), 0, "offers LIFETIME"),
+        ("secure-erase", bit(Blk.SECURE_ERASE), 0, "offers SECURE_ERASE with limits of zero"),
+        ("zoned", bit(Blk.ZONED), 0, "offers ZONED with characteristics of zero"),
+        ("read-only", bit(Blk.RO), 0, "offers RO"),
+        ("limits", bit(Blk.SIZE_MAX, Blk.SEG_MAX, Blk.GEOMETRY, Blk.BLK_SIZE, Blk.TOPOLOGY), 0,
+         "offers SIZE_MAX, SEG_MAX, GEOMETRY, BLK_SIZE and TOPOLOGY"),
     ),
     DeviceType.NET: (
-        ("no-ctrl-vq", bit(18, 19, 20, 21, 22, 23, 57, 60), bit(17),
+        ("no-ctrl-vq", _CONTROLLED, bit(Net.CTRL_VQ),
          "offers what needs the control queue, and withdraws the control queue"),
-        ("no-checksum", bit(7, 8, 9, 10, 11, 12, 13, 14), bit(0, 1), "offers segmentation without checksums"),
-        ("no-mergeable", bit(1, 7, 8, 10), bit(15), "offers receive offloads without mergeable buffers"),
-        ("ecn-alone", bit(9, 13), bit(7, 8, 11, 12), "offers ECN without segmentation"),
-        ("standby", bit(62), 0, "offers STANDBY, so that the driver makes a failover master"),
-        ("hash-report", bit(57), 0, "offers HASH_REPORT, which changes the header's length, and does not send it"),
-        ("rss", bit(60), 0, "offers RSS with the configuration as it is"),
-        ("mq", bit(22), 0, "offers MQ"),
-        ("coalescing", bit(52, 53), 0, "offers notification coalescing"),
-        ("speed", bit(63), 0, "offers SPEED_DUPLEX with values of zero"),
-        ("ufo", bit(10, 14), 0, "offers UDP fragmentation"),
-        ("uso", bit(54, 55, 56), 0, "offers UDP segmentation"),
-        ("rsc", bit(61), 0, "offers RSC_EXT"),
-        ("hdrlen", bit(59), 0, "offers GUEST_HDRLEN"),
-        ("guest-offloads", bit(2), 0, "offers CTRL_GUEST_OFFLOADS"),
-        ("mac-withdrawn", 0, bit(5), "withdraws MAC"),
-        ("status-withdrawn", bit(21), bit(16), "offers GUEST_ANNOUNCE without STATUS"),
+        ("no-checksum", _GUEST_TSO | _HOST_TSO | _ECN | _UFO, bit(Net.CSUM, Net.GUEST_CSUM),
+         "offers segmentation without checksums"),
+        ("no-mergeable", _GUEST_TSO | bit(Net.GUEST_CSUM, Net.GUEST_UFO), bit(Net.MRG_RXBUF),
+         "offers receive offloads without mergeable buffers"),
+        ("ecn-alone", _ECN, _GUEST_TSO | _HOST_TSO, "offers ECN without segmentation"),
+        ("standby", bit(Net.STANDBY), 0, "offers STANDBY, so that the driver makes a failover master"),
+        ("hash-report", bit(Net.HASH_REPORT), 0,
+         "offers HASH_REPORT, which changes the header's length, and does not send it"),
+        ("rss", bit(Net.RSS), 0, "offers RSS with the configuration as it is"),
+        ("mq", bit(Net.MQ), 0, "offers MQ"),
+        ("coalescing", bit(Net.VQ_NOTF_COAL, Net.NOTF_COAL), 0, "offers notification coalescing"),
+        ("speed", bit(Net.SPEED_DUPLEX), 0, "offers SPEED_DUPLEX with values of zero"),
+        ("ufo", _UFO, 0, "offers UDP fragmentation"),
+        ("uso", bit(Net.GUEST_USO4, Net.GUEST_USO6, Net.HOST_USO), 0, "offers UDP segmentation"),
+        ("rsc", bit(Net.RSC_EXT), 0, "offers RSC_EXT"),
+        ("hdrlen", bit(Net.GUEST_HDRLEN), 0, "offers GUEST_HDRLEN"),
+        ("guest-offloads", bit(Net.CTRL_GUEST_OFFLOADS), 0, "offers CTRL_GUEST_OFFLOADS"),
+        ("guest-offloads-alone", bit(Net.CTRL_GUEST_OFFLOADS), bit(Net.CTRL_VQ) | _CONTROLLED,
+         "offers CTRL_GUEST_OFFLOADS without a control queue"),
+        ("mac-withdrawn", 0, bit(Net.MAC), "withdraws MAC"),
+        ("status-withdrawn", bit(Net.GUEST_ANNOUNCE), bit(Net.STATUS), "offers GUEST_ANNOUNCE without STATUS"),
     ),
     DeviceType.CONSOLE: (
-        ("single-port", 0, bit(1), "withdraws MULTIPORT"),
-        ("size", bit(0), bit(1), "offers SIZE without MULTIPORT"),
-        ("emergency", bit(2), 0, "offers EMERG_WRITE"),
+        ("single-port", 0, bit(Console.MULTIPORT), "withdraws MULTIPORT"),
+        ("size", bit(Console.SIZE), bit(Console.MULTIPORT), "offers SIZE without MULTIPORT"),
+        ("emergency", bit(Console.EMERG_WRITE), 0, "offers EMERG_WRITE"),
     ),
     DeviceType.RNG: (),
 }
