@@ -116,9 +116,8 @@ class Driver:
             buffers.append((address, length))
         for i, (address, length, flags) in enumerate(parts):
             at = (head + i) % queue.size
-            if i < len(parts) - 1:
-                flags |= DESC_F_NEXT
-            queue.put_desc(at, address, length, flags, (at + 1) % queue.size)
+            follow = DESC_F_NEXT if i < len(parts) - 1 else 0
+            queue.put_desc(at, address, length, flags | follow, (at + 1) % queue.size)
         queue.next_desc = (head + len(parts)) % queue.size
         queue.buffers[head] = buffers
         queue.expose(head)

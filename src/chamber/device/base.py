@@ -147,9 +147,16 @@ class Device(ABC):
         self.driver_ok()
         if self.hooks is not None:
             self.hooks.notified(queue)
+        return self.pump(queue)
+
+    def pump(self, queue: DeviceQueue) -> bool:
+        """Serve a queue, also when it was not the driver that gave a reason to; return as `notify` does."""
+        if not queue.started:
+            return False
         try:
             more = self.available(queue)
         except DriverError as error:
+            queue.broken = error
             self.report(error)
             more = False
         except DmaFault as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.blk import BlkDevice, pattern_disk
+from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
+from chamber.device.port import Port
 from chamber.device.rng import RngDevice
 from chamber.wire.virtio import DeviceType
 
@@ -15,24 +17,33 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.device.hooks import Hooks
 
-__all__ = ("DISK_SIZE", "make_device")
+__all__ = ("DISK_SIZE", "ECHO_PORT", "make_device")
 
 DISK_SIZE: Final = 4 << 20
 """Bytes of the disk that `make_device` makes; its content is `chamber.device.blk.pattern_disk`."""
 
+ECHO_PORT: Final = "chamber.echo"
+"""Name of the port that sends back what the guest writes; port 0, the console, does so as well."""
 
-def _blk(**options: Any) -> BlkDevice:
+
+def _blk(**options: Any) -> BlkDevice:  # noqa: ANN401 - the class checks them
     options.setdefault("disk", MemoryDisk(pattern_disk(DISK_SIZE)))
     return BlkDevice(**options)
 
 
+def _console(**options: Any) -> ConsoleDevice:  # noqa: ANN401 - as above
+    options.setdefault("ports", (Port(console=True), Port(ECHO_PORT)))
+    return ConsoleDevice(**options)
+
+
 _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.BLOCK: _blk,
+    DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
 }
 
 
-def make_device(type: DeviceType, *, hooks: Hooks | None = None, **options: Any) -> Device:  # noqa: A002
+def make_device(type: DeviceType, *, hooks: Hooks | None = None, **options: Any) -> Device:  # noqa: A002, ANN401
     """Make a device as assessments use it.
 
     Args:
