@@ -50,19 +50,27 @@ class Attack(Hooks):
 
     Attributes:
         strikes: what was done, in order, at most `LIMIT` entries; empty means that the attack did not get to act.
+        captured: bytes of the guest that the attack got hold of, at most `CAPTURE` of them, for oracles that know what must
+            not be among them.
 
     """
 
     LIMIT = 200
+    CAPTURE = 1 << 18
 
     def __init__(self) -> None:
         self.strikes: list[str] = []
+        self.captured = bytearray()
 
     def strike(self, what: str) -> None:
         """Record one hostile act."""
         if len(self.strikes) < self.LIMIT:
             self.strikes.append(what)
         self.device.log(f"ATTACK {what}")
+
+    def capture(self, data: bytes) -> None:
+        """Keep bytes of the guest."""
+        self.captured += data[:self.CAPTURE - len(self.captured)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ class Peek(Attack):
             self._left -= 1
             with suppress(DmaFault):
                 found = b"".join(chain.dma.read(a, min(n, 4096)) for a, n in chain.writable[:16])
+                self.capture(found)
                 self.strike(f"queue {queue.index}: {len(found)} bytes to be written hold {len(found) - found.count(0)} "
                             f"that are not zero")
         return True

@@ -10,7 +10,9 @@ from chamber.attacks.blk import blk_attacks
 from chamber.attacks.config import config_attacks
 from chamber.attacks.console import console_attacks
 from chamber.attacks.features import feature_attacks
+from chamber.attacks.frames import frame_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
+from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
@@ -27,7 +29,9 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     config_attacks,
     console_attacks,
     feature_attacks,
+    frame_attacks,
     lifecycle_attacks,
+    net_attacks,
     notification_attacks,
     ring_attacks,
     rng_attacks,

@@ -201,6 +201,7 @@ class Scanner(Attack):
             if address >= 0:
                 with suppress(DmaFault):
                     found = chain.dma.read(address, _PAGE)
+                    self.capture(found)
                     self.strike(f"queue {queue.index}: page {address:#x} beside chain {chain.head} read, "
                                 f"{_PAGE - found.count(0)} bytes not zero")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chamber.device.queue import DeviceQueue
     from chamber.device.split import SplitRing
 
-__all__ = ("ring_attacks",)
+__all__ = ("UsedLie", "ring_attacks", "used_lie")
 
 _MAX32: Final = 0xFFFFFFFF
 _TOGGLES: Final = 400
@@ -127,6 +127,11 @@ class UsedLie(AtRole):
         self.strike(f"queue {queue.index}: used (id, len) {out} where ({chain.head}, {length}) is true")
         self._previous = chain.head
         return out
+
+
+def used_lie(name: str) -> Callable[[Done], Used]:
+    """A lie about a completion by its name, such as ``"used-len-beyond"``."""
+    return _USED[name][4]
 
 
 _JUMPS: Final[dict[str, tuple[str, Callable[[int], int]]]] = {
