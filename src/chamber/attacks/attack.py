@@ -50,8 +50,8 @@ class Attack(Hooks):
 
     Attributes:
         strikes: what was done, in order, at most `LIMIT` entries; empty means that the attack did not get to act.
-        captured: bytes of the guest that the attack got hold of, at most `CAPTURE` of them, for oracles that know what must
-            not be among them.
+        captured: bytes of the guest that the attack got hold of, at most `CAPTURE` of them, for oracles that know what
+            must not be among them.
 
     """
 

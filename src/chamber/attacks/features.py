@@ -106,8 +106,8 @@ _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
     ),
     DeviceType.CONSOLE: (
         ("single-port", 0, bit(Console.MULTIPORT), "withdraws MULTIPORT"),
-        ("size", bit(Console.SIZE), bit(Console.MULTIPORT), "offers SIZE without MULTIPORT"),
-        ("emergency", bit(Console.EMERG_WRITE), 0, "offers EMERG_WRITE"),
+        ("size-withdrawn", 0, bit(Console.SIZE), "withdraws SIZE and sends sizes all the same"),
+        ("emergency-alone", 0, bit(Console.SIZE, Console.MULTIPORT), "offers EMERG_WRITE alone"),
     ),
     DeviceType.RNG: (),
 }

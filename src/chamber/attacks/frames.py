@@ -1,7 +1,7 @@
 """Frames that a malicious network device makes up: cut, overlong, oddly divided, or with more in them than was sent.
 
-Most need the device, as they lie in the header before the frame, in used.len, or in how a frame is divided over buffers;
-a few are what a peer on the network could send as well, and stand here because drivers parse them, too.
+Most need the device, as they lie in the header before the frame, in used.len, or in how a frame is divided over
+buffers; a few are what a peer on the network could send as well, and stand here because drivers parse them, too.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Hooks:
     def published(self, queue: DeviceQueue) -> None:
         """Used elements became visible; the interrupt, if any, comes next."""
 
-    def interrupt(self, queue: DeviceQueue, wanted: bool) -> bool:  # noqa: ARG002, FBT001 - for overriding
+    def interrupt(self, queue: DeviceQueue, wanted: bool) -> bool:  # noqa: ARG002 - for overriding
         """Return whether to interrupt after publishing."""
         return wanted
 

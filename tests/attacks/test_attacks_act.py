@@ -1,0 +1,31 @@
+"""Every attack in its device: it acts, it ends, and nothing of it gets out of hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from attacks.victim import Victim
+from chamber.attacks.attack import Attack, AttackSpec
+from chamber.attacks.catalogue import catalogue
+
+
+@pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
+def test_an_attack_acts_and_ends(spec: AttackSpec) -> None:
+    attack = spec.make()
+    victim = Victim(spec.device, attack, event_idx="event" in spec.name)
+    victim.run()
+    assert attack.strikes
+    assert len(attack.strikes) <= Attack.LIMIT
+    assert len(attack.captured) <= Attack.CAPTURE
+    assert victim.interrupts <= 3000
+    assert not any(queue.started for queue in victim.device.queues)
+
+
+@pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
+def test_an_attack_is_deterministic(spec: AttackSpec) -> None:
+    runs = []
+    for _ in range(2):
+        attack = spec.make()
+        Victim(spec.device, attack, event_idx="event" in spec.name).run()
+        runs.append(attack.strikes)
+    assert runs[0] == runs[1]

@@ -1,0 +1,224 @@
+"""A guest that believes everything, survives everything, and uses each device long enough to be attacked."""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from typing import TYPE_CHECKING
+
+from chamber.device.catalogue import make_device
+from chamber.wire import blk, net
+from chamber.wire.blk import RequestType
+from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEvent, rx_queue, tx_queue
+from chamber.wire.errors import DmaFault
+from chamber.wire.ethernet import BROADCAST, Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4
+from chamber.wire.split import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
+from chamber.wire.virtio import DeviceType, Feature
+from device.driver import Driver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.attacks.attack import Attack
+
+GUEST_MAC = b"\x02\x00\x00\x00\x00\x99"
+GUEST_IP = b"\x0a\x00\x00\x02"
+PEER_IP = b"\x0a\x00\x00\x01"
+
+
+class Victim:
+    """Runs one attack against the scripted use of its device.
+
+    Attributes:
+        interrupts: how many the device sent.
+        answers: what was written into completed buffers, as far as used.len goes and the buffer reaches.
+
+    """
+
+    def __init__(self, device_type: DeviceType, attack: Attack, *, event_idx: bool = False) -> None:
+        self.attack = attack
+        self.device = make_device(device_type, hooks=attack)
+        self._clock = 0.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self.device.schedule = self._schedule
+        self.answers: list[tuple[int, bytes]] = []
+        offered = self.device.offered_features()
+        if not event_idx:
+            offered &= ~(1 << Feature.RING_EVENT_IDX)
+        self._read_config()
+        self.driver = Driver(self.device, features=offered, memory=8 << 20)
+        self._config_reads = 0
+        self.config_interrupts = 0
+        self.device.config_interrupt = self._config_changed
+
+    @property
+    def interrupts(self) -> int:
+        return self.config_interrupts + sum(queue.interrupts for queue in self.driver.queues)
+
+    def run(self) -> None:
+        """Use the device, let time pass, and remove it."""
+        {DeviceType.BLOCK: self._use_blk, DeviceType.NET: self._use_net, DeviceType.CONSOLE: self._use_console,
+         DeviceType.RNG: self._use_rng}[self.device.type]()
+        self._read_config()
+        self.wait()
+        for queue in reversed(self.device.queues):
+            self.device.stop_queue(queue.index)
+        self.wait()
+        self.device.close()
+
+    # Time.
+
+    def _schedule(self, delay: float, call: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._timers, (self._clock + delay, self._count, call))
+
+    def wait(self) -> None:
+        """Let all timers fire; they must come to an end."""
+        for _ in range(2000):
+            if not self._timers:
+                return
+            self._clock, _, call = heapq.heappop(self._timers)
+            call()
+            for index in range(len(self.driver.queues)):
+                self.collect(index)
+        raise AssertionError("the attack never comes to an end")
+
+    # Configuration.
+
+    def _config_changed(self) -> None:
+        self.config_interrupts += 1
+        if self._config_reads < 50:
+            self._config_reads += 1
+            self._read_config()
+
+    def _read_config(self) -> None:
+        layouts = {DeviceType.BLOCK: blk.CONFIG, DeviceType.NET: net.CONFIG}
+        layout = layouts.get(self.device.type)
+        if layout is None:
+            self.device.read_config(0, 12)
+            self.device.read_config(4, 4)
+            return
+        for _ in range(2):
+            for field in layout:
+                self.device.read_config(field.offset, field.size)
+
+    # Queues.
+
+    def collect(self, index: int) -> None:
+        """Take what was used, whatever it says."""
+        queue = self.driver.queues[index]
+        memory = self.driver.memory
+        for _ in range(2 * queue.size):
+            if queue.seen == int.from_bytes(memory.read(queue.used + 2, 2), "little"):
+                break
+            at = queue.used + 4 + 8 * (queue.seen % queue.size)
+            head, length = struct.unpack("<II", memory.read(at, 8))
+            self.attack.guest_read(at, 8)
+            queue.seen = (queue.seen + 1) & 0xFFFF
+            for address, size in queue.buffers.pop(head, []):
+                self.answers.append((index, memory.read(address, min(length, size))))
+                self.attack.guest_read(address, size)
+
+    def request(self, index: int, readable: list[bytes], writable: list[int]) -> None:
+        """One chain, notified, and collected if it comes back at once."""
+        self.driver.add(index, readable, writable)
+        self.driver.notify(index)
+        self.collect(index)
+
+    # Stimuli.
+
+    def _use_blk(self) -> None:
+        def header(kind: RequestType, sector: int = 0) -> bytes:
+            return blk.REQUEST_STRUCT.pack(kind, 0, sector)
+
+        for sector in (0, 8, 16, 24):
+            self.request(0, [header(RequestType.IN, sector)], [4096, 1])
+        self._indirect_read()
+        for _ in range(4):
+            self.request(0, [header(RequestType.OUT, 8), b"w" * 512], [1])
+            self.request(0, [header(RequestType.IN, 8)], [512, 1])
+        segment = blk.SEGMENT_STRUCT.pack(16, 8, 0)
+        for kind, data, room in ((RequestType.GET_ID, [], [20, 1]), (RequestType.FLUSH, [], [1]),
+                                 (RequestType.DISCARD, [segment], [1]), (RequestType.WRITE_ZEROES, [segment], [1])) * 2:
+            self.request(0, [header(kind), *data], room)
+        for sector in (0, 8, 16, 24):
+            self.driver.add(0, [header(RequestType.IN, sector)], [512, 1])
+        self.driver.notify(0)
+        self.collect(0)
+
+    def _indirect_read(self) -> None:
+        driver = self.driver
+        parts = [(driver.place(16), 16, 0), (driver.place(512), 512, DESC_F_WRITE), (driver.place(1), 1, DESC_F_WRITE)]
+        table = b"".join(DESC.pack(a, n, flags | (DESC_F_NEXT if i < 2 else 0), i + 1)
+                         for i, (a, n, flags) in enumerate(parts))
+        address = driver.place(len(table))
+        driver.memory.write(address, table)
+        queue = driver.queues[0]
+        head = queue.next_desc
+        queue.put_desc(head, address, len(table), DESC_F_INDIRECT, 0)
+        queue.next_desc = (head + 1) % queue.size
+        queue.buffers[head] = [parts[1][:2], parts[2][:2]]
+        queue.expose(head)
+        driver.notify(0)
+        self.collect(0)
+
+    def _use_rng(self) -> None:
+        for _ in range(4):
+            self.request(0, [], [64])
+        self.driver.add(0, [], [64])
+        self.request(0, [], [64])
+
+    def _use_console(self) -> None:
+        def say(port: int, event: ConsoleEvent) -> None:
+            self.request(CONTROL_TX_QUEUE, [struct.pack("<IHH", port, event, 1)], [])
+            self.collect(CONTROL_RX_QUEUE)
+
+        for _ in range(32):
+            self.driver.add(CONTROL_RX_QUEUE, [], [256])
+        self.driver.notify(CONTROL_RX_QUEUE)
+        say(0, ConsoleEvent.DEVICE_READY)
+        for port in (0, 1):
+            for _ in range(8):
+                self.driver.add(rx_queue(port), [], [256])
+            self.driver.notify(rx_queue(port))
+            say(port, ConsoleEvent.PORT_READY)
+            say(port, ConsoleEvent.PORT_OPEN)
+            for _ in range(3):
+                self.request(tx_queue(port), [b"hello"], [])
+                self.collect(rx_queue(port))
+
+    def _use_net(self) -> None:
+        header = bytes(net.HDR_HASH.size if self.device.has(net.NetFeature.HASH_REPORT) else net.HDR.size)
+        for _ in range(40):
+            self.driver.add(0, [], [2048])
+        self.driver.notify(0)
+        control = next((i for i in (2, 2 * int.from_bytes(self.device.config[8:10], "little"))
+                        if self.device.has(net.NetFeature.CTRL_VQ) and i < len(self.driver.queues)
+                        and _is_control(self, i)), None)
+        if control is not None:
+            for command in (b"\x00\x00\x01", b"\x00\x01\x00", b"\x01\x01" + GUEST_MAC):
+                self.request(control, [command], [1])
+        arp = Arp(Arp.REQUEST, GUEST_MAC, GUEST_IP, bytes(6), PEER_IP).build()
+        frames = [Ethernet(BROADCAST, GUEST_MAC, EtherType.ARP, arp).build()]
+        for i in range(4):
+            echo = IcmpEcho(IcmpEcho.REQUEST, 1, i, b"ping" * 8).build()
+            packet = Ipv4(GUEST_IP, PEER_IP, IpProtocol.ICMP, echo).build()
+            frames.append(Ethernet(b"\x02\x00\x00\x00\x00\x01", GUEST_MAC, EtherType.IPV4, packet).build())
+        for frame in frames:
+            self.request(1, [header, frame], [])
+            self.collect(0)
+
+
+def _is_control(victim: Victim, index: int) -> bool:
+    from chamber.attacks.roles import role_of  # noqa: PLC0415 - what the attacks take for the control queue
+
+    return role_of(victim.device, index) == "ctrl"
+
+
+def survives(call: Callable[[], None]) -> None:
+    """Run; a fault that a lie provokes in the device's own view of memory ends a request, never the device."""
+    try:
+        call()
+    except DmaFault as fault:
+        raise AssertionError(f"a fault left the device: {fault}") from fault
