@@ -60,6 +60,11 @@ _SIGNS: Final = (
 )
 """In the order of their weight: the first that matches a line names it."""
 
+_INSTRUCTION = re.compile(r"RIP: [0-9a-f]+:(?P<name>[\w.]+)\+0x")
+_LOOK_BACK: Final = 16
+_POISONED: Final = {"6b6b6b6b6b6b6b6b": "use of freed memory", "5a5a5a5a5a5a5a5a": "use of memory never written"}
+"""What SLUB fills freed and fresh objects with: in a register it tells where the bad pointer came from."""
+_FATAL: Final = ("fault", "use of", "null pointer", "BUG", "panic")
 _FRAME = re.compile(r"\[<[0-9a-f]+>\] (?P<unsure>\? )?(?P<name>[\w.]+)\+0x")
 _NOISE = re.compile(
     r"^(_?printk|vprintk\w*|show_stack|show_regs|dump_stack\w*|panic|__warn\w*|warn_slowpath\w*|um_set_signals|block_signals|"
@@ -90,6 +95,15 @@ def _frames(lines: list[str]) -> list[str]:
     return names
 
 
+def _fault(lines: list[str], number: int) -> tuple[str, list[str]]:
+    """Tell what kind of memory a fault used, and where: User-Mode Linux prints registers before it panics."""
+    before = lines[max(0, number - _LOOK_BACK):number]
+    registers = "\n".join(before)
+    kind = next((kind for poison, kind in _POISONED.items() if poison in registers), "")
+    names = [m["name"].split(".")[0] for line in before if (m := _INSTRUCTION.search(line))]
+    return kind, names[:1]
+
+
 def _allocator(lines: list[str]) -> str:
     """Name the function that allocated the object of a slab report, if the report says so."""
     for line in lines:
@@ -114,21 +128,27 @@ def judge_console(text: str) -> list[Evidence]:
                 break
         else:
             continue
-        if sign.name == "panic" and found:
-            continue
+        again = sign.name.startswith("fault") and found and found[-1].signature.startswith(_FATAL)
+        if again or (found and sign.name == "panic"):
+            continue  # the end of what was reported before, or a fault while that was being reported
         context = lines[number:number + _CONTEXT_LINES]
         groups = match.groupdict()
         harm, name = sign.harm, sign.name
         if "addr" in groups and int(groups["addr"], 16) < _LOW_ADDRESS:
             # A null pointer stops the guest and gives the host nothing to write with.
             harm, name = Harm.DENIAL, "null pointer"
-        parts = [name, strip_addresses((groups.get("what") or "").strip()), groups.get("cache") or ""]
         where = _frames(context)
+        if sign.name.startswith("fault"):
+            kind, at = _fault(lines, number)
+            name = kind or name
+            where = list(dict.fromkeys([*at, *where]))[:_FRAMES]
+        parts = [name, strip_addresses((groups.get("what") or "").strip()), groups.get("cache") or ""]
         if sign.name == "slab":
             # Where corruption is noticed is chance; who allocated the object is not.
             allocator = _allocator(context)
             where = [f"object of {allocator}"] if allocator else where
         signature = ": ".join(filter(None, [" ".join(filter(None, parts)), " < ".join(where)]))
         if all(e.signature != signature for e in found):
-            found.append(Evidence(harm, signature, "\n".join(context[:30])))
+            excerpt = lines[max(0, number - _LOOK_BACK):number + 30] if sign.name.startswith("fault") else context[:30]
+            found.append(Evidence(harm, signature, "\n".join(excerpt)))
     return found

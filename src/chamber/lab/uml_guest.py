@@ -61,7 +61,8 @@ class UmlGuest:
 
     """
 
-    def __init__(self, kernel: UmlKernel, loop: EventLoop, devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
+    def __init__(self, kernel: UmlKernel, loop: EventLoop,
+                 devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
                  options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None) -> None:
         self.kernel = kernel
         self.platform: dict[DeviceType, str] = {}
@@ -106,7 +107,7 @@ class UmlGuest:
             command = [
                 str(self.kernel.path), f"mem={MEMORY_MB}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
                 f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
-                "loglevel=5", "panic_on_warn=0", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
+                "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
                 *(f"virtio_uml.device={self.folder / d.short}:{int(d)}" for d in self.backends),
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",

@@ -16,6 +16,8 @@ from chamber.lab.agent.report import Report
 _TERMINAL = "/dev/tty1"
 _STIMULI = {"blk": blk.STIMULI, "net": net.STIMULI, "console": console.STIMULI}
 _GENERIC_FRAMES = 24
+_PRINTK = "7 4 1 7"
+"""From here on the console shows all but debugging: registers of a fault are printed as information."""
 
 
 def _setup(modules: list[str]) -> None:
@@ -23,6 +25,7 @@ def _setup(modules: list[str]) -> None:
     kernel.mount("sysfs", "/sys", "sysfs")
     if kernel.DEBUGFS.is_dir():  # stock kernels leave it out
         kernel.mount("debugfs", str(kernel.DEBUGFS), "debugfs")
+    Path("/proc/sys/kernel/printk").write_text(_PRINTK, encoding="ascii")
     for module in modules:
         kernel.load_module(Path(module))
     for device in kernel.platform_devices():
@@ -38,6 +41,8 @@ def _stimulate(report: Report, request: dict[str, object]) -> None:
         kernel.bind_platform(platform)
         virtio = kernel.virtio_name(platform)
         kernel.driver_of(virtio)
+    if not report.fine:
+        stimuli = []  # the guest refused the device: there is nothing to use
     for name in stimuli if isinstance(stimuli, list) else []:
         report.stimulus = name
         call = _STIMULI[kind].get(name) or common.STIMULI[name]

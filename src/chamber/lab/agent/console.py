@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import select
@@ -23,6 +24,7 @@ __all__ = ("STIMULI",)
 
 _PORTS: Final = Path("/sys/class/virtio-ports")
 _ECHO_NAME: Final = "chamber.echo"
+_EXTRA_NAME: Final = "chamber.extra"
 _TIMEOUT: Final = 0.5
 
 
@@ -32,16 +34,24 @@ def ports(virtio: str) -> list[str]:
     return sorted(p.name for p in _PORTS.iterdir() if (p / "device").resolve() == device)
 
 
-def echo_port(virtio: str) -> str:
-    """Wait for the port that echoes and return its name."""
-    deadline = time.monotonic() + 1.0
+def find_port(virtio: str, wanted: str) -> str | None:
+    """Return the port of that name, if there is one now."""
+    for port in ports(virtio) if _PORTS.is_dir() else []:
+        name = _PORTS / port / "name"
+        if name.exists() and name.read_text(encoding="utf-8", errors="replace").strip() == wanted:
+            return port
+    return None
+
+
+def wait_for_port(virtio: str, wanted: str) -> str:
+    """Wait for the port of that name."""
+    deadline = time.monotonic() + _TIMEOUT
     while True:
-        for port in ports(virtio) if _PORTS.is_dir() else []:
-            name = _PORTS / port / "name"
-            if name.exists() and name.read_text(encoding="utf-8", errors="replace").strip() == _ECHO_NAME:
-                return port
+        port = find_port(virtio, wanted)
+        if port is not None:
+            return port
         if time.monotonic() > deadline:
-            raise FileNotFoundError(2, f"no port is named {_ECHO_NAME}")
+            raise Silence(f"no port is named {wanted}")
         time.sleep(0.002)
 
 
@@ -66,7 +76,10 @@ def _echo(fd: int, size: int, dice: random.Random) -> None:
     while sent < size:
         if not select.select([], [fd], [], _TIMEOUT)[1]:
             raise Silence(f"{sent} of {size} bytes were taken")
-        sent += os.write(fd, data[sent:])
+        taken = os.write(fd, data[sent:])
+        if not taken:
+            raise OSError(5, "the port takes nothing")
+        sent += taken
     if read_exactly(fd, size) != data:
         raise WrongData(f"{size} bytes came back changed")
 
@@ -75,10 +88,11 @@ def use(virtio: str, report: Report) -> None:
     """Open the echo port, write, read back; write to the console."""
     dice = random.Random(virtio)  # noqa: S311 - test data
     with report.step("open the echo port"):
-        fd = os.open(f"/dev/{echo_port(virtio)}", os.O_RDWR | os.O_NONBLOCK)
+        fd = os.open(f"/dev/{wait_for_port(virtio, _ECHO_NAME)}", os.O_RDWR | os.O_NONBLOCK)
         try:
             for size in (1, 64, 1000, 4000):
-                report.attempt(f"echo of {size} bytes", _echo, fd, size, dice)
+                if not report.attempt(f"echo of {size} bytes", _echo, fd, size, dice):
+                    break
         finally:
             os.close(fd)
     with report.step("console"):
@@ -92,13 +106,86 @@ def use(virtio: str, report: Report) -> None:
 
 def inspect(virtio: str, report: Report) -> None:
     """Read everything that the kernel tells of the ports."""
+    report.attempt("wait for the echo port", wait_for_port, virtio, _ECHO_NAME)
     with report.step("sysfs"):
         for port in ports(virtio):
             kernel.read_tree(_PORTS / port, depth=1)
-            (_PORTS / port / "name").read_bytes()
-    report.attempt("debugfs", kernel.read_tree, kernel.DEBUGFS / "virtio-ports", depth=1)
-    report.attempt("device attributes", kernel.read_tree,
-                   Path("/sys/bus/virtio/devices") / virtio, depth=0)
+    if (kernel.DEBUGFS / "virtio-ports").is_dir():
+        report.attempt("debugfs", kernel.read_tree, kernel.DEBUGFS / "virtio-ports", depth=1)
+    with report.step("size of the console"):
+        console = os.open("/dev/hvc0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(console, termios.TIOCGWINSZ, bytes(8))
+        finally:
+            os.close(console)
+    report.attempt("device attributes", kernel.read_tree, Path("/sys/bus/virtio/devices") / virtio, depth=0)
 
 
-STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect}
+def _wait_until_gone(virtio: str, wanted: str) -> None:
+    deadline = time.monotonic() + _TIMEOUT
+    while find_port(virtio, wanted) is not None:
+        if time.monotonic() > deadline:
+            raise Silence(f"the port {wanted} stays")
+        time.sleep(0.002)
+
+
+def hotplug(virtio: str, report: Report) -> None:
+    """Have ports plugged and unplugged, with and without somebody who holds them."""
+    dice = random.Random(virtio)  # noqa: S311 - test data
+    if not report.attempt("wait for the echo port", wait_for_port, virtio, _ECHO_NAME):
+        return
+    for turn, hold in enumerate((False, True, True)):
+        with report.step(f"plug, turn {turn + 1}"):
+            report.ask("plug")
+            fd = os.open(f"/dev/{wait_for_port(virtio, _EXTRA_NAME)}", os.O_RDWR | os.O_NONBLOCK)
+            try:
+                _echo(fd, 64, dice)
+                if hold:
+                    report.ask("unplug")
+                    _wait_until_gone(virtio, _EXTRA_NAME)
+                    report.attempt("read a port that is gone", _expect_end, fd)
+            finally:
+                os.close(fd)
+        if not hold:
+            with report.step("unplug"):
+                report.ask("unplug")
+                _wait_until_gone(virtio, _EXTRA_NAME)
+    report.ask("resize")
+    report.attempt("still echoes", use, virtio, report)
+
+
+def _expect_end(fd: int) -> None:
+    """A port without a device gives an end or an error, and not data."""
+    try:
+        data = os.read(fd, 64)
+    except OSError:
+        return
+    if data:
+        raise WrongData(f"{len(data)} bytes from a port that is gone")
+
+
+def hangup(virtio: str, report: Report) -> None:
+    """Keep ports and the console open while the host closes and opens its side."""
+    dice = random.Random(virtio)  # noqa: S311 - test data
+    with report.step("hold the echo port"):
+        fd = os.open(f"/dev/{wait_for_port(virtio, _ECHO_NAME)}", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            for turn in range(2):
+                report.ask("hangup")
+                time.sleep(0.02)
+                report.attempt(f"echo after hang-up {turn + 1}", _echo, fd, 64, dice)
+        finally:
+            os.close(fd)
+    with report.step("hold the console"):
+        console = os.open("/dev/hvc0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            tty.setraw(console, termios.TCSANOW)
+            report.ask("resize")
+            report.attempt("remove under an open console", kernel.rebind_driver, virtio, 1)
+        finally:
+            os.close(console)
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "use": use, "inspect": inspect, "hotplug": hotplug, "hangup": hangup,
+}

@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from chamber.lab.agent.report import Silence
+
 __all__ = (
     "DEBUGFS",
     "bind_platform",
@@ -70,12 +72,17 @@ def write(path: Path, text: str) -> None:
         os.close(fd)
 
 
-def wait_for(what: str, path: Path, seconds: float = 1.0) -> None:
-    """Wait for a file to appear, as it does when a driver's work goes on behind the probe."""
+def wait_for(what: str, path: Path, seconds: float = 0.5) -> None:
+    """Wait for a file to appear, as it does when a driver's work goes on behind the probe.
+
+    Raises:
+        Silence: it does not.
+
+    """
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            raise FileNotFoundError(2, f"{what} did not appear")
+            raise Silence(f"{what} did not appear")
         time.sleep(0.002)
 
 
@@ -152,7 +159,7 @@ def read_tree(top: Path, *, depth: int = 3, limit: int = 400) -> int:
 
 
 def plant(marker: bytes) -> None:
-    """Leave a secret in pages that the kernel has freed and will use again, as any guest's memory is full of secrets."""
+    """Leave a secret in pages that the kernel has freed and will use again; any guest's memory is full of such."""
     page = (marker * (4096 // len(marker) + 1))[:4096]
     for _ in range(_PLANTED_PIPES):
         out, into = os.pipe()

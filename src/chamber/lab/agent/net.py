@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import random
 import socket
 import struct
@@ -10,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.lab.agent import kernel
+from chamber.lab.agent import ethtool, kernel, routing, xdp
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ GUEST: Final = "10.99.0.2"
 PEER: Final = "10.99.0.1"
 _ECHO: Final = 7
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS, _SIOCGIFFLAGS = 0x8916, 0x891C, 0x8914, 0x8913
-_IFF_UP: Final = 1
-_TIMEOUT: Final = 0.5
-_TRIES: Final = 2
+_SIOCSIFMTU, _SIOCSIFHWADDR, _SIOCADDMULTI, _SIOCDELMULTI, _SIOCSIFTXQLEN = 0x8922, 0x8924, 0x8931, 0x8932, 0x8943
+_IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 1, 0x100, 0x200
+_ARPHRD_ETHER: Final = 1
+_TIMEOUT: Final = 0.3
+_TRIES: Final = 3
 
 
 def interface(virtio: str) -> str:
@@ -120,7 +124,7 @@ def tcp_echo(size: int, dice: random.Random) -> None:
     back = bytearray()
     sent = 0
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
-        stream.settimeout(4 * _TIMEOUT)
+        stream.settimeout(3 * _TIMEOUT)
         stream.connect((PEER, _ECHO))
         while len(back) < size:
             if sent < size and sent - len(back) < 16384:
@@ -136,20 +140,130 @@ def tcp_echo(size: int, dice: random.Random) -> None:
         raise WrongData(f"a stream of {size} bytes came back changed")
 
 
+def exchange(report: Report, dice: random.Random) -> None:
+    """Exchange traffic of each kind with the peer, up to the first that is not answered."""
+    steps: tuple[tuple[str, Callable[[int, random.Random], None], int], ...] = (
+        ("ping", ping, 56), ("ping", ping, 8), ("ping", ping, 1400), ("fragmented ping", ping, 4000),
+        ("datagram", udp_echo, 1), ("datagram", udp_echo, 1400), ("stream", tcp_echo, 65536),
+    )
+    for name, call, size in steps:
+        if not report.attempt(f"{name} of {size} bytes", call, size, dice):
+            return
+
+
 def use(virtio: str, report: Report) -> None:
     """Bring the interface up, ping, exchange datagrams and a stream."""
     name = interface(virtio)
     dice = random.Random(name)  # noqa: S311 - test data
     with report.step("up"):
         up(name)
-    for size in (56, 8, 1400):
-        report.attempt(f"ping, {size} bytes", ping, size, dice)
-    report.attempt("ping in fragments", ping, 4000, dice)
-    for size in (1, 1400):
-        report.attempt(f"datagram of {size} bytes", udp_echo, size, dice)
-    report.attempt("stream of 64 KiB", tcp_echo, 65536, dice)
+    exchange(report, dice)
     with report.step("down"):
         down(name)
 
 
-STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use}
+def inspect(virtio: str, report: Report) -> None:
+    """Ask everything that the kernel tells of the interface."""
+    name = interface(virtio)
+    report.attempt("sysfs", kernel.read_tree, Path("/sys/class/net").resolve() / name)
+    ethtool.read_all(name, report)
+    with report.step("up"):
+        up(name)
+    report.attempt("sysfs while up", kernel.read_tree, Path("/sys/class/net").resolve() / name)
+    report.attempt("proc", Path("/proc/net/dev").read_bytes)
+    report.attempt("ethtool statistics while up", ethtool.read_all, name, report)
+    report.attempt("device attributes", kernel.read_tree, Path("/sys/bus/virtio/devices") / virtio, depth=0)
+    with report.step("down"):
+        down(name)
+
+
+def _set(name: str, request: int, rest: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, request, _ifreq(name, rest))
+
+
+def _set_flag(name: str, flag: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        before = _flags(control, name)
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", before | flag)))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", before)))
+
+
+def configure(virtio: str, report: Report) -> None:
+    """Change what can be changed, by the control queue mostly; then see that traffic still passes."""
+    name = interface(virtio)
+    dice = random.Random(name)  # noqa: S311 - test data
+    with report.step("up"):
+        up(name)
+    report.attempt("promiscuous", _set_flag, name, _IFF_PROMISC)
+    report.attempt("all multicast", _set_flag, name, _IFF_ALLMULTI)
+    group = struct.pack("<H6s", 0, bytes.fromhex("01005e000123"))
+    report.attempt("join a group", _set, name, _SIOCADDMULTI, group)
+    report.attempt("leave a group", _set, name, _SIOCDELMULTI, group)
+    report.attempt("MTU", _set, name, _SIOCSIFMTU, struct.pack("<i", 1280))
+    report.attempt("queue length", _set, name, _SIOCSIFTXQLEN, struct.pack("<i", 100))
+    with report.step("hardware address"):
+        mac = bytes.fromhex(Path(f"/sys/class/net/{name}/address").read_text(encoding="ascii").strip().replace(":", ""))
+        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac[:5] + bytes([mac[5] ^ 1])))
+        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac))
+    for pairs in (2, 1, 2):
+        report.attempt(f"{pairs} queue pairs", ethtool.set_channels, name, pairs)
+    report.attempt("RSS", ethtool.restore_rss, name)
+    ethtool.toggle_offloads(name, report)
+    for action in ("link-down", "link-up"):
+        report.ask(action)
+        report.attempt(f"after {action}", Path(f"/sys/class/net/{name}/operstate").read_bytes)
+    report.attempt("ping", ping, 56, dice)
+    with report.step("down"):
+        down(name)
+
+
+def forward(virtio: str, report: Report) -> None:
+    """Forward what the peer sends to others, cut in software what was merged, and look at every frame."""
+    name = interface(virtio)
+    dice = random.Random(name)  # noqa: S311 - test data
+    with report.step("up"):
+        up(name)
+        routing.turn_on(name)
+        routing.add_route("10.98.0.0", "255.255.255.0", PEER, name)
+    report.attempt("segment in software", ethtool.segment_in_software, name)
+    with report.step("look at every frame"), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300) as tap:
+        tap.bind((name, 0x0003))
+        tap.setblocking(False)
+        before = routing.forwarded()
+        for size in (64, 1400, 500):
+            report.attempt(f"datagram of {size} bytes from elsewhere", routing.send_spoofed, "10.98.0.5", PEER, _ECHO,
+                           dice.randbytes(size))
+        exchange(report, dice)
+        report.note(f"{routing.forwarded() - before} datagrams forwarded")
+        with contextlib.suppress(BlockingIOError):
+            while tap.recv(65536):
+                pass
+        if routing.forwarded() == before:
+            raise Silence("nothing came to be forwarded")
+    with report.step("down"):
+        down(name)
+
+
+def with_xdp(virtio: str, report: Report) -> None:
+    """Run a program on every frame, then take it away."""
+    name = interface(virtio)
+    dice = random.Random(name)  # noqa: S311 - test data
+    with report.step("up"):
+        up(name)
+    with report.step("attach"):
+        fd = xdp.load(xdp.PASS)
+        try:
+            xdp.attach(name, fd)
+        finally:
+            os.close(fd)
+    exchange(report, dice)
+    report.attempt("detach", xdp.detach, name)
+    report.attempt("ping without it", ping, 56, dice)
+    with report.step("down"):
+        down(name)
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "use": use, "inspect": inspect, "configure": configure, "forward": forward, "xdp": with_xdp,
+}

@@ -29,11 +29,17 @@ class Report:
 
     Outcomes: ``begin`` a step starts; ``ok``; ``refused`` the kernel turned it down with an error; ``wrong`` data was
     taken that is not right; ``silent`` no answer came in time; ``note`` a remark.
+
+    Attributes:
+        stimulus: what is running; leads every step's name.
+        fine: whether the last step to end went well.
+
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.stimulus = ""
+        self.fine = True
 
     def send(self, **message: object) -> None:
         """Write one message; a step's line is small enough to go out at once."""
@@ -52,6 +58,7 @@ class Report:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Run one step: what it raises becomes its outcome."""
+        self.fine = False
         label = f"{self.stimulus}: {name}"
         self.send(step=label, outcome="begin")
         try:
@@ -63,9 +70,11 @@ class Report:
         except OSError as error:
             self.send(step=label, outcome="refused", detail=f"{error.strerror or error}"[:500])
         else:
+            self.fine = True
             self.send(step=label, outcome="ok")
 
-    def attempt(self, name: str, call: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
-        """Run a step that is one call."""
+    def attempt(self, name: str, call: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> bool:
+        """Run a step that is one call; return whether it went well."""
         with self.step(name):
             call(*args, **kwargs)
+        return self.fine

@@ -1,0 +1,45 @@
+# Two commands are enough: `make assess` and `make test`. Each sets up what it needs, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?=
+OUT    ?= chamber-out
+
+# What a run needs, and what tests need besides; see docs/dependencies.md.
+RUN_PACKAGES  := python3-venv user-mode-linux
+TEST_PACKAGES := chromium iproute2 qemu-system-x86
+
+.PHONY: setup setup-test assess test test-all lint bench clean
+
+setup: $(VENV)/.ready
+	@scripts/debian-packages $(RUN_PACKAGES)
+
+setup-test: setup
+	@scripts/debian-packages $(TEST_PACKAGES)
+
+$(VENV)/.ready: pyproject.toml
+	@scripts/debian-packages python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+assess: setup
+	@$(BIN)/chamber assess --out $(OUT) $(if $(JOBS),--jobs $(JOBS))
+
+test: setup-test
+	@$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: setup-test
+	@$(BIN)/python -m pytest -q --timeout 1800
+
+lint: setup
+	@$(BIN)/ruff check src tests bench
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup-test
+	@$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
