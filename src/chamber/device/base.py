@@ -150,8 +150,11 @@ class Device(ABC):
         return self.pump(queue)
 
     def pump(self, queue: DeviceQueue) -> bool:
-        """Serve a queue, also when it was not the driver that gave a reason to; return as `notify` does."""
-        if not queue.started:
+        """Serve a queue, also when it was not the driver that gave a reason to; return as `notify` does.
+
+        Before the driver is ready nothing of it is used (virtio 1.3, 3.1.1).
+        """
+        if not queue.started or not self._seen_driver:
             return False
         try:
             more = self.available(queue)
@@ -234,6 +237,23 @@ class Device(ABC):
             while chain is not None and not self.hooks.popped(queue, chain):
                 chain = queue.pop()
         return chain
+
+    def take_buffer(self, queue: DeviceQueue, least: int = 1) -> Chain | None:
+        """Take a buffer for something from outside; where there is none, have the driver notify when there is.
+
+        Raises:
+            DriverError: fewer than `least` bytes of it can be written.
+
+        """
+        while True:
+            chain = self.take(queue)
+            if chain is not None:
+                if chain.writable_size < least:
+                    raise DriverError("a receive buffer has room for a header, or a byte", spec="5.1.6.3.1, 5.3.6.1",
+                                      detail=repr(chain))
+                return chain
+            if queue.broken is not None or queue.ring is None or queue.ring.arm_kick():
+                return None
 
     def respond(self, queue: DeviceQueue, chain: Chain, data: bytes) -> int:
         """Write a response from the start of the writable part on; return the bytes written."""

@@ -141,6 +141,11 @@ class ConsoleDevice(Device):
 
     # What the driver causes.
 
+    def driver_ready(self) -> None:
+        """Deliver what waited for the driver."""
+        for port in self.ports.values():
+            self._wake(port)
+
     def queue_stopped(self, queue: DeviceQueue) -> None:
         """Forget what the driver said over the queue; it starts over when the queue does."""
         ident = port_of_queue(queue.index)
@@ -181,27 +186,16 @@ class ConsoleDevice(Device):
         if port is not None and data:
             port.backend.received(port, data)
 
-    def _next_buffer(self, queue: DeviceQueue) -> Chain | None:
-        """Take a buffer to fill; where there is none, have the driver notify when there is."""
-        while True:
-            chain = self.take(queue)
-            if chain is not None:
-                if not chain.writable_size:
-                    raise DriverError("a receive buffer can be written", spec="5.3.6.1")
-                return chain
-            if queue.broken is not None or queue.ring is None or queue.ring.arm_kick():
-                return None
-
     def _serve_control(self, queue: DeviceQueue) -> None:
         while self._control:
-            chain = self._next_buffer(queue)
+            chain = self.take_buffer(queue)
             if chain is None:
                 return
             self.complete(queue, chain, self.respond(queue, chain, self._control.popleft()))
 
     def _serve_input(self, queue: DeviceQueue, port: Port) -> None:
         while port.waiting and (port.guest_open or not self.has(ConsoleFeature.MULTIPORT)):
-            chain = self._next_buffer(queue)
+            chain = self.take_buffer(queue)
             if chain is None:
                 return
             room = chain.writable_size

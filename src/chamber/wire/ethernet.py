@@ -35,6 +35,7 @@ _IPV4: Final = struct.Struct(">BBHHHBBH4s4s")
 _ICMP: Final = struct.Struct(">BBHHH")
 _UDP: Final = struct.Struct(">HHHH")
 _TCP: Final = struct.Struct(">HHIIBBHHH")
+_MSS: Final = struct.Struct(">BBH")
 _PSEUDO: Final = struct.Struct(">4s4sBBH")
 
 
@@ -241,9 +242,25 @@ class Udp:
         return bytes(header) + self.payload
 
 
+def _mss(options: bytes) -> int:
+    """The maximum segment size among TCP options; 0 if it is not there."""
+    at = 0
+    while at < len(options) and options[at]:
+        if options[at] == 1:
+            at += 1
+            continue
+        length = options[at + 1] if at + 1 < len(options) else 0
+        if length < 2 or at + length > len(options):
+            raise WireError("a TCP option lies within the header", spec="RFC 9293, 3.1")
+        if options[at] == 2 and length == _MSS.size:
+            return int.from_bytes(options[at + 2:at + 4], "big")
+        at += length
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Tcp:
-    """A TCP segment (RFC 9293). Options are skipped on parsing, and none are built."""
+    """A TCP segment (RFC 9293). Of the options only the maximum segment size is known; 0 stands for none."""
 
     source_port: int
     destination_port: int
@@ -252,6 +269,7 @@ class Tcp:
     flags: int
     window: int = 0xFFFF
     payload: bytes = b""
+    mss: int = 0
 
     @classmethod
     def parse(cls, ip: Ipv4) -> Self:
@@ -266,12 +284,16 @@ class Tcp:
                             detail=f"{header} of {len(data)}")
         if internet_checksum(_pseudo_header(ip.source, ip.destination, IpProtocol.TCP, len(data)), data):
             raise WireError("the TCP checksum is right", spec="RFC 9293, 3.1")
-        return cls(source, destination, sequence, acknowledgment, flags & 0x3F, window, data[header:])
+        return cls(source, destination, sequence, acknowledgment, flags & 0x3F, window, data[header:],
+                   _mss(data[_TCP.size:header]))
 
     def build(self, source: bytes, destination: bytes) -> bytes:
         """The segment's bytes, checksum included, for these two IPv4 addresses."""
+        options = _MSS.pack(2, 4, self.mss) if self.mss else b""
+        words = (_TCP.size + len(options)) // 4
         header = bytearray(_TCP.pack(self.source_port, self.destination_port, self.sequence & 0xFFFFFFFF,
-                                     self.acknowledgment & 0xFFFFFFFF, 5 << 4, self.flags, self.window, 0, 0))
+                                     self.acknowledgment & 0xFFFFFFFF, words << 4, self.flags, self.window, 0, 0))
+        header += options
         pseudo = _pseudo_header(source, destination, IpProtocol.TCP, len(header) + len(self.payload))
         header[16:18] = internet_checksum(pseudo, header, self.payload).to_bytes(2, "big")
         return bytes(header) + self.payload
