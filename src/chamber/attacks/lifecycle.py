@@ -63,7 +63,16 @@ class EarlyUsed(Attack):
 
 
 class RemovalCompletion(Attack):
-    """Completes all that is outstanding while the driver takes its queues back."""
+    """Completes all that is outstanding while the driver takes its queues back, and what it took last once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[int, Chain] = {}
+
+    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
+        """Remember the latest chain of each queue."""
+        self._last[queue.index] = chain
+        return True
 
     def queue_stopping(self, queue: DeviceQueue) -> None:
         """Complete without touching the buffers, which may be freed by now."""
@@ -71,6 +80,10 @@ class RemovalCompletion(Attack):
         if ring is None:
             return
         count = 0
+        last = self._last.pop(queue.index, None)
+        if last is not None:
+            queue.push(last.head, last.writable_size)
+            count += 1
         with suppress(DriverError, DmaFault):
             while count < ring.size and (chain := queue.pop()) is not None:
                 queue.push(chain.head, chain.writable_size)
@@ -126,7 +139,7 @@ class Rewriter(Attack):
     def published(self, queue: DeviceQueue) -> None:  # noqa: ARG002 - the hook's signature
         """Rewrite now, or from now on."""
         if self._on_read:
-            self._targets = self._done[-4:]
+            self._targets = (self._targets + self._done)[-8:]
         else:
             for _, chain in self._done:
                 self._invert(chain, "after completion")

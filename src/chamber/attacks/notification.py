@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ("notification_attacks",)
 
 _STORM: Final = 1500
+_TICKS: Final = 120
 
 
 def _interrupt_all(attack: Attack, count: int) -> None:
@@ -136,22 +137,22 @@ class SteadyInterrupt(Attack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._left = 300
+        self._left = _TICKS
 
     def driver_ok(self) -> None:
         """Begin, once."""
-        if self._left == 300:
+        if self._left == _TICKS:
             self._tick()
 
     def _tick(self) -> None:
         if self._left <= 0:
             return
         self._left -= 1
-        if self._left % 20 == 0:
-            self.strike("interrupts on all queues and for configuration, every 10 ms")
+        if self._left % 10 == 0:
+            self.strike("interrupts on all queues and for configuration, every 25 ms")
         _interrupt_all(self, 1)
         self.device.config_interrupt()
-        self.device.schedule(0.01, self._tick)
+        self.device.schedule(0.025, self._tick)
 
 
 _KINDS: Final[tuple[tuple[str, str, str, Aim, Callable[[], Attack], tuple[str, ...]], ...]] = (
