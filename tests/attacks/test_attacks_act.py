@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from attacks.victim import Victim
 from chamber.attacks.attack import Attack, AttackSpec
 from chamber.attacks.catalogue import catalogue
+from tests.attacks.victim import Victim
 
 
 @pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)

@@ -7,8 +7,6 @@ import random
 import struct
 from typing import TYPE_CHECKING
 
-from device.driver import Driver
-
 from chamber.attacks.roles import role_of
 from chamber.device.catalogue import make_device
 from chamber.wire import blk, net
@@ -17,6 +15,7 @@ from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEven
 from chamber.wire.ethernet import BROADCAST, Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4
 from chamber.wire.split import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from chamber.wire.virtio import DeviceType, Feature
+from tests.device.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
