@@ -187,6 +187,9 @@ class Device(ABC):
         """File descriptors that the transport shall wait for, and what to call when one is readable."""
         return {}
 
+    def host_action(self, action: str) -> None:
+        """Do what an honest host may do at any time, by name; a type of device ignores what it does not know."""
+
     # What a device type provides.
 
     @abstractmethod

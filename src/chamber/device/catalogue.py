@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from chamber.device.blk import BlkDevice, pattern_disk
 from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
+from chamber.device.net import NetDevice
 from chamber.device.port import Port
 from chamber.device.rng import RngDevice
-from chamber.wire.virtio import DeviceType
+from chamber.wire.console import ConsoleFeature
+from chamber.wire.virtio import DeviceType, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +35,14 @@ def _blk(**options: Any) -> BlkDevice:  # noqa: ANN401 - the class checks them
 
 def _console(**options: Any) -> ConsoleDevice:  # noqa: ANN401 - as above
     options.setdefault("ports", (Port(console=True), Port(ECHO_PORT)))
+    # Without SIZE: Linux (6.1) uses the console after it is freed when a resize is followed by removal, and an honest
+    # device is not to bring that about.
+    options.setdefault("features", bit(ConsoleFeature.MULTIPORT, ConsoleFeature.EMERG_WRITE))
     return ConsoleDevice(**options)
 
 
 _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
+    DeviceType.NET: NetDevice,
     DeviceType.BLOCK: _blk,
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,

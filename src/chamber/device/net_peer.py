@@ -101,8 +101,6 @@ class NetPeer(NetBackend):
         """Take a frame from the guest and answer it."""
         try:
             ethernet = Ethernet.parse(complete_checksum(frame, header))
-            if ethernet.destination != self.mac and not ethernet.destination[0] & 1:
-                return
             if ethernet.ethertype == EtherType.ARP:
                 self._arp(ethernet)
             elif ethernet.ethertype == EtherType.IPV4:
