@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
+from chamber.device.fragments import Reassembly, fragment
 from chamber.device.net_backend import NetBackend, PacketHeader
 from chamber.wire.errors import WireError
 from chamber.wire.ethernet import (
@@ -91,6 +92,7 @@ class NetPeer(NetBackend):
         self.mtu = mtu
         self.refused: list[str] = []
         self.taken = 0
+        self._reassembly = Reassembly()
         self._connections: OrderedDict[tuple[bytes, int], _Connection] = OrderedDict()
 
     def inject(self, frame: bytes, header: PacketHeader | None = None) -> None:
@@ -118,8 +120,9 @@ class NetPeer(NetBackend):
             self._send(ethernet.source, EtherType.ARP,
                        Arp(Arp.REPLY, self.mac, self.ip, arp.sender_mac, arp.sender_ip).build())
 
-    def _ipv4(self, mac: bytes, packet: Ipv4) -> None:
-        if packet.destination != self.ip:
+    def _ipv4(self, mac: bytes, part: Ipv4) -> None:
+        packet = self._reassembly.take(part) if part.destination == self.ip else None
+        if packet is None:
             return
         answer: bytes
         if packet.protocol == IpProtocol.ICMP:
@@ -137,7 +140,9 @@ class NetPeer(NetBackend):
             return
         else:
             return
-        self._send(mac, EtherType.IPV4, Ipv4(self.ip, packet.source, packet.protocol, answer).build())
+        whole = Ipv4(self.ip, packet.source, packet.protocol, answer, packet.identification)
+        for piece in fragment(whole, self.mtu):
+            self._send(mac, EtherType.IPV4, piece.build())
 
     # TCP (RFC 9293): the passive side of an echo service.
 

@@ -36,6 +36,8 @@ _ICMP: Final = struct.Struct(">BBHHH")
 _UDP: Final = struct.Struct(">HHHH")
 _TCP: Final = struct.Struct(">HHIIBBHHH")
 _MSS: Final = struct.Struct(">BBH")
+_DONT_FRAGMENT: Final = 0x4000
+_MORE_FRAGMENTS: Final = 0x2000
 _PSEUDO: Final = struct.Struct(">4s4sBBH")
 
 
@@ -137,7 +139,19 @@ class Arp:
 
 @dataclass(frozen=True, slots=True)
 class Ipv4:
-    """An IPv4 packet (RFC 791). Fragments are refused, options skipped."""
+    """An IPv4 packet (RFC 791), or a fragment of one. Options are skipped.
+
+    Attributes:
+        source: address.
+        destination: address.
+        protocol: what the payload is.
+        payload: behind the header.
+        identification: the same for all fragments of a packet.
+        ttl: time to live.
+        offset: of a fragment's payload in that of the packet, in bytes; a multiple of 8.
+        more: whether further fragments follow.
+
+    """
 
     source: bytes
     destination: bytes
@@ -145,6 +159,8 @@ class Ipv4:
     payload: bytes
     identification: int = 0
     ttl: int = 64
+    offset: int = 0
+    more: bool = False
 
     @classmethod
     def parse(cls, packet: bytes) -> Self:
@@ -158,11 +174,10 @@ class Ipv4:
         if not _IPV4.size <= header <= total <= len(packet):
             raise WireError("header length, total length and packet agree", spec="RFC 791, 3.1",
                             detail=f"{header}, {total}, {len(packet)}")
-        if fragment & 0x3FFF:
-            raise WireError("fragments are not taken", spec="RFC 791, 3.2")
         if internet_checksum(packet[:header]):
             raise WireError("the header checksum is right", spec="RFC 791, 3.1")
-        return cls(source, destination, protocol, packet[header:total], identification, ttl)
+        return cls(source, destination, protocol, packet[header:total], identification, ttl,
+                   8 * (fragment & 0x1FFF), bool(fragment & _MORE_FRAGMENTS))
 
     def build(self) -> bytes:
         """The packet's bytes, header checksum included.
@@ -174,7 +189,8 @@ class Ipv4:
         total = _IPV4.size + len(self.payload)
         if total > 0xFFFF:
             raise WireError("an IPv4 packet is at most 65,535 bytes", spec="RFC 791, 3.1", detail=str(total))
-        header = bytearray(_IPV4.pack(0x45, 0, total, self.identification, 0x4000, self.ttl, self.protocol, 0,
+        fragment = self.offset // 8 | (_MORE_FRAGMENTS if self.more else 0) or _DONT_FRAGMENT
+        header = bytearray(_IPV4.pack(0x45, 0, total, self.identification, fragment, self.ttl, self.protocol, 0,
                                       self.source, self.destination))
         header[10:12] = internet_checksum(header).to_bytes(2, "big")
         return bytes(header) + self.payload
