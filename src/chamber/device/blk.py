@@ -118,6 +118,25 @@ class BlkDevice(Device):
         """Close the disk."""
         self.disk.close()
 
+    def resize(self, sectors: int) -> None:
+        """Show the guest that many sectors of the disk, also while it runs (5.2.4).
+
+        Raises:
+            ValueError: the disk is smaller.
+
+        """
+        if not 0 <= sectors <= self.disk.size // SECTOR_SIZE:
+            raise ValueError(f"the disk has {self.disk.size // SECTOR_SIZE} sectors")
+        self.sectors = sectors
+        CONFIG.put(self.config, "capacity", sectors)
+        self.config_changed()
+
+    def host_action(self, action: str) -> None:
+        """Take half of the disk away, ``shrink``, or give all of it again, ``grow``."""
+        whole = self.disk.size // SECTOR_SIZE
+        if action in {"shrink", "grow"}:
+            self.resize(whole // 2 if action == "shrink" else whole)
+
     def features_accepted(self) -> None:
         """Start with the cache mode that the features call for (5.2.5.2)."""
         flush = self.has(BlkFeature.FLUSH)

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from chamber.device.hooks import Hooks
     from chamber.device.queue import DeviceQueue
 
-__all__ = ("ConsoleDevice",)
+__all__ = ("EXTRA_PORT", "ConsoleDevice")
+
+EXTRA_PORT: Final = "chamber.extra"
+"""Name of the port that the host action ``plug`` adds; it echoes."""
 
 _DEFAULT: Final = bit(ConsoleFeature.SIZE, ConsoleFeature.MULTIPORT, ConsoleFeature.EMERG_WRITE)
 _EMERG_WR: Final = CONFIG["emerg_wr"].offset
@@ -138,6 +141,23 @@ class ConsoleDevice(Device):
         for port in self.ports.values():
             if port.ready and port.console:
                 self._tell_size(port)
+
+    def host_action(self, action: str) -> None:
+        """Plug or unplug a further port, hang up port 1 and take it up again, or change the console's size.
+
+        The actions are ``plug``, ``unplug``, ``hangup`` and ``resize``; one that has nothing to act on does nothing.
+        """
+        extra = next((port.id for port in self.ports.values() if port.name == EXTRA_PORT), None)
+        if action == "plug" and extra is None and len(self.ports) < self.max_ports:
+            self.add_port(Port(EXTRA_PORT))
+        elif action == "unplug" and extra is not None:
+            self.remove_port(extra)
+        elif action == "hangup" and 1 in self.ports:
+            self.open_port(1, is_open=False)
+            self.open_port(1)
+        elif action == "resize" and self.has(ConsoleFeature.SIZE):
+            # Turned on its side, so that each time is a change.
+            self.resize(CONFIG.get(self.config, "rows"), CONFIG.get(self.config, "cols"))
 
     # What the driver causes.
 
