@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from chamber.attacks.roles import role_of
 from chamber.device.catalogue import make_device
+from chamber.device.net import GUEST_MAC
+from chamber.device.net_peer import GUEST_IP, PEER_IP
 from chamber.wire import blk, net
 from chamber.wire.blk import RequestType
 from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEvent, rx_queue, tx_queue
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chamber.attacks.attack import Attack
-
-GUEST_MAC = b"\x02\x00\x00\x00\x00\x99"
-GUEST_IP = b"\x0a\x00\x00\x02"
-PEER_IP = b"\x0a\x00\x00\x01"
 
 
 class Victim:

@@ -166,7 +166,9 @@ class NetDevice(Device):
 
     def _receiving(self, index: int) -> int | None:
         """The pair that a receive queue belongs to; None for another queue."""
-        return None if index % 2 or index == self._control_queue else index // 2
+        if index % 2 or index >= 2 * self._pairs or index == self._control_queue:
+            return None
+        return index // 2
 
     @property
     def _control_queue(self) -> int:
@@ -190,6 +192,9 @@ class NetDevice(Device):
         if queue.index == self._control_queue:
             self._command(queue, chain)
             return
+        if not queue.index % 2:
+            raise DriverError("the control queue follows the queue pairs, and without MQ there is one pair",
+                              spec="5.1.2", detail=f"queue {queue.index}")
         size = chain.readable_size - HDR_SIZE
         data = chain.read(0, HDR_SIZE + size) if _ETHERNET <= size <= _FRAME_LIMIT else b""
         # Given back first: the buffer is used up before an answer to it arrives.
@@ -221,7 +226,7 @@ class NetDevice(Device):
         if not self.control.filter.passes(frame):
             return
         pair = self.control.steering.pair(frame)
-        if pair >= self._pairs or not self.queues[rx_queue(pair)].started or self._receiving(rx_queue(pair)) is None:
+        if self._receiving(rx_queue(pair)) is None or not self.queues[rx_queue(pair)].started:
             pair = 0
         queue = self.queues[rx_queue(pair)]
         if not queue.started or len(self._waiting[pair]) >= _WAITING_LIMIT:
