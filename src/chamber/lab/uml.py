@@ -68,7 +68,8 @@ class UmlTarget:
 
         """
         # Shutting down costs a boot: those scenarios come last, when no others can share it.
-        todo = sorted(range(len(scenarios)), key=lambda i: "shutdown" in scenarios[i].stimuli, reverse=True)
+        # The others go in the order given, so that a run that is cut short has its baselines, which are first.
+        todo = sorted(range(len(scenarios)), key=lambda i: ("shutdown" in scenarios[i].stimuli, i), reverse=True)
         workers: dict[Connection, _Worker] = {}
         try:
             for _ in range(min(jobs, len(scenarios))):

@@ -1,0 +1,63 @@
+"""Targets by name; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from chamber.lab.observation import TargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from chamber.lab.observation import Target
+
+__all__ = ("KINDS", "make_target", "profiles_of", "unknown")
+
+_CLASSES: Final = {"model": ("chamber.lab.model", "ModelTarget"), "uml": ("chamber.lab.uml", "UmlTarget")}
+KINDS: Final = tuple(_CLASSES)
+"""Kinds of target, in the order in which they are assessed."""
+
+_LISTED: Final = 12
+
+
+def make_target(kind: str, kernel: Path | None = None) -> Target:
+    """Make a target.
+
+    Args:
+        kind: one of `KINDS`.
+        kernel: what to boot, for targets that boot something; None for the default.
+
+    Raises:
+        TargetError: it cannot be had on this machine.
+
+    """
+    module, name = _CLASSES[kind]
+    try:
+        found: Any = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise TargetError(f"target {kind} is not part of this installation ({module} is missing)") from None
+    target: Target = found() if kind == "model" else found(kernel)
+    return target
+
+
+def profiles_of(target: Target) -> tuple[str | None, ...]:
+    """The sets of protections that a target can have; just None where it has no choice."""
+    return tuple(getattr(target, "profiles", (None,)))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> click.UsageError:
+    """An error for a name that does not exist, with those that look like it."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 3)
+    if close:
+        hint = f"; did you mean {', '.join(close)}?"
+    else:
+        hint = f"; there are {', '.join(known)}" if 0 < len(known) <= _LISTED else ""
+    return click.UsageError(f"there is no {what} {name!r}{hint}")
