@@ -6,7 +6,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire.blk import CONFIG, REQUEST_STRUCT, BlkStatus, RequestType
+from chamber.device.blk import BlkDevice
+from chamber.wire.blk import CONFIG, REQUEST_STRUCT, SECTOR_SIZE, BlkStatus, RequestType
 from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import DeviceType, bit
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ("blk_attacks",)
 
 _ANY: Final = frozenset(RequestType)
+_SNAPSHOT: Final = 16 << 20
 _REQUESTS: Final = 3
 """Requests to serve before a lie, so that the guest gets past its probe."""
 
@@ -72,26 +74,21 @@ class ShortRead(Attack):
     def __init__(self) -> None:
         super().__init__()
         self._left = 50
-        self._kept: dict[int, tuple[int, bytes]] = {}
 
-    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:  # noqa: ARG002 - the hook's signature
-        """Keep what the second half holds."""
+    def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:  # noqa: ARG002 - the hook's signature
+        """Write the first half and the status byte; what lies between is what the guest's memory held before."""
         kind, _ = _request(chain)
-        half = (chain.writable_size - 1) // 2
-        if kind == RequestType.IN and self._left and 0 < half <= 1 << 20:
-            self._left -= 1
-            spans = chain.spans(chain.writable, half, half)
-            self._kept[chain.head] = (half, b"".join(chain.dma.read(a, n) for a, n in spans))
-        return True
+        half = len(data) // 2
+        if kind != RequestType.IN or not self._left or not half:
+            return data
+        self._left -= 1
+        chain.write(data[-1:], chain.writable_size - 1)
+        self.strike(f"read of {len(data) - 1} bytes: {half} written")
+        return data[:half]
 
     def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:  # noqa: ARG002
-        """Put it back, as if it had never been touched."""
-        kept = self._kept.pop(chain.head, None)
-        if kept is not None:
-            half, data = kept
-            chain.write(data, half)
-            self.strike(f"read of {2 * half} bytes: the second half is what the guest's memory held before")
-        return ((chain.head, length),)
+        """Claim the whole, as an honest device would."""
+        return ((chain.head, chain.writable_size),)
 
 
 class Drop(Attack):
@@ -120,21 +117,30 @@ class Drop(Attack):
 
 
 class Rollback(Attack):
-    """Answers reads with what a sector held when it was first read."""
+    """Answers reads with what the disk held when the guest first used it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._first: dict[tuple[int, int], bytes] = {}
+        self._snapshot: bytes | None = None
+
+    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:  # noqa: ARG002 - the hook's signature
+        """Keep the past."""
+        if self._snapshot is None and isinstance(self.device, BlkDevice):
+            disk = self.device.disk
+            self._snapshot = bytes(disk.read(0, min(disk.size, _SNAPSHOT)))
+        return True
 
     def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:  # noqa: ARG002 - the hook's signature
-        """Answer with the past."""
+        """Answer with it."""
         kind, sector = _request(chain)
-        if kind != RequestType.IN or len(data) > 1 << 16 or len(self._first) > 4096:
+        if kind != RequestType.IN or self._snapshot is None:
             return data
-        old = self._first.setdefault((sector, len(data)), bytes(data))
-        if old != data:
-            self.strike(f"sector {sector}: {len(data) - 1} bytes of what it held before")
-        return old
+        start = sector * SECTOR_SIZE
+        old = self._snapshot[start:start + len(data) - 1]
+        if len(old) < len(data) - 1 or old == data[:-1]:
+            return data
+        self.strike(f"sector {sector}: {len(old)} bytes of what it held before")
+        return old + data[-1:]
 
 
 class Peek(Attack):

@@ -23,6 +23,8 @@ _LAYOUTS: Final = {
     DeviceType.CONSOLE: console.CONFIG,
 }
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)
+_SOME: Final = 8
+"""An amount that nobody turns down."""
 
 
 def lies_about(field: Field) -> dict[str, int]:
@@ -42,7 +44,7 @@ def lies_about(field: Field) -> dict[str, int]:
         edges += [("beyond", max(legal) + 1), ("between", between)]
     if field.role is Role.SIZE and legal is None and bits > 8:
         edges.append(("one", 1))
-    if field.role is Role.SIZE and bits > 16:
+    if field.role is Role.SIZE and legal is None and bits > 16:
         # Sizes in sectors that are 2**32 or 2**64 bytes: zero to who multiplies them in the field's own width.
         edges.append(("wrapping", 1 << bits - 9))
     edges.append(("max", field.maximum))
@@ -107,8 +109,11 @@ class ConfigLie(Attack):
         for field in layout:
             if field.feature is None or not self._features >> field.feature & 1 or not field.is_integer:
                 continue
-            if field.legal and layout.get(config, field.name) not in field.legal:
+            value = layout.get(config, field.name)
+            if field.legal and value not in field.legal:
                 layout.put(config, field.name, field.legal[0])
+            elif not field.legal and not value and field.role in _AMOUNTS:
+                layout.put(config, field.name, _SOME)
 
 
 class ConfigSpin(Attack):

@@ -147,9 +147,9 @@ class SteadyInterrupt(Attack):
     def _tick(self) -> None:
         if self._left <= 0:
             return
-        self._left -= 1
         if self._left % 10 == 0:
             self.strike("interrupts on all queues and for configuration, every 25 ms")
+        self._left -= 1
         _interrupt_all(self, 1)
         self.device.config_interrupt()
         self.device.schedule(0.025, self._tick)
