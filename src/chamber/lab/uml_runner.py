@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ("DEVICES", "LOUD", "MEMORY_MB", "UmlRunner")
 
-DEVICES: Final = (DeviceType.BLOCK, DeviceType.CONSOLE)
+DEVICES: Final = (DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE)
 """What the stock kernel has drivers for."""
 
 BASELINE_SECONDS: Final = 15.0
@@ -40,6 +40,7 @@ _CHECK_SECONDS: Final = 10.0
 _CONFIRMATIONS: Final = 2
 _TRANSCRIPT_LIMIT: Final = 2000
 _WAKE_AFTER: Final = 0.1
+_SPIN_SECONDS: Final = 0.0005
 
 LOUD: Final = ("slub_debug=FZPU",)
 """Kernel options that make silent corruption loud: red zones, poison, owners and checks of slab objects."""
@@ -69,9 +70,10 @@ class UmlRunner:
         self.boots = 0
         self._options = options
         self._make_device = make_device
-        self._loop = EventLoop()
+        self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: UmlGuest | None = None
         self._pristine = True
+        self._waking = False
         self._attack: Attack | None = None
         self._device: Device | None = None
         self._transcript: list[str] = []
@@ -93,11 +95,19 @@ class UmlRunner:
             self._transcript.append(f"{time.monotonic() - self._started:8.4f} {line}")
 
     def _asked(self, action: str) -> None:
-        guest = self._guest
-        if action == "wake" and guest is not None:
-            self._loop.call_later(_WAKE_AFTER, guest.wake)
+        if action == "wake":
+            self._waking = True
+            self._loop.call_later(_WAKE_AFTER, self._wake)
+        elif action == "awake":
+            self._waking = False
         elif self._device is not None:
             self._device.host_action(action)
+
+    def _wake(self) -> None:
+        """Press the button until the guest says that it is awake: a press before it sleeps is lost."""
+        if self._waking and self._guest is not None:
+            self._guest.wake()
+            self._loop.call_later(_WAKE_AFTER, self._wake)
 
     # Guests.
 
@@ -113,6 +123,7 @@ class UmlRunner:
             providers = {kind: partial(self._provide, kind) for kind in DEVICES}
             self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe)
             self._guest.asked = self._asked
+            self._waking = False
             self.boots += 1
             self._pristine = True
         return self._guest

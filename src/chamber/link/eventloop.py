@@ -20,9 +20,15 @@ __all__ = ("EventLoop",)
 
 
 class EventLoop:
-    """Calls back when a descriptor is readable or a delay is over; not thread-safe."""
+    """Calls back when a descriptor is readable or a delay is over; not thread-safe.
 
-    def __init__(self) -> None:
+    Attributes:
+        spin: seconds to stay awake before sleeping.
+
+    """
+
+    def __init__(self, *, spin: float = 0.0) -> None:
+        self.spin = spin
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -62,7 +68,7 @@ class EventLoop:
             timeout = 0.0
         elif self._timers:
             timeout = max(0.0, min(timeout, self._timers[0][0] - now))
-        for fd, _ in self._epoll.poll(timeout):
+        for fd, _ in self._wait(timeout):
             reader = self._readers.get(fd)
             if reader is not None:  # an earlier callback of this turn may have removed it
                 reader()
@@ -72,6 +78,20 @@ class EventLoop:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
+
+    def _wait(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait for descriptors: awake for a moment first, as a peer mostly answers at once and waking up takes longer."""
+        poll = self._epoll.poll
+        ready = poll(0)
+        if ready or timeout <= 0:
+            return ready
+        clock = time.monotonic
+        sleep_at = clock() + min(timeout, self.spin)
+        while clock() < sleep_at:
+            ready = poll(0)
+            if ready:
+                return ready
+        return poll(timeout)
 
     def run_until(self, done: Callable[[], bool], deadline: float) -> bool:
         """Turn until `done()` or until `time.monotonic()` passes `deadline`; return whether it was done."""

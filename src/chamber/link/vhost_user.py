@@ -57,6 +57,7 @@ MAX_MEM_SLOTS: Final = 64
 _ONE: Final = (1).to_bytes(8, "little")
 _POLL_SECONDS: Final = 0.001
 _MESSAGES_PER_TURN: Final = 64
+_SPIN_SECONDS: Final = 0.0002
 
 
 class Servable(Protocol):
@@ -665,7 +666,7 @@ def serve(device: Servable, path: Path, *, stop: Callable[[], bool] = lambda: Fa
 
     The device is closed at the end, and the socket removed.
     """
-    with EventLoop() as loop, contextlib.closing(Backend(path, lambda: device, loop, trace=trace)):
+    with EventLoop(spin=_SPIN_SECONDS) as loop, contextlib.closing(Backend(path, lambda: device, loop, trace=trace)):
         try:
             while not stop():
                 loop.run_until(lambda: False, time.monotonic() + 0.5)

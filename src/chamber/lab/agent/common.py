@@ -30,8 +30,8 @@ def suspend(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signatur
     """Suspend the guest to idle and wake it; the host presses the button."""
     for turn in range(2):
         report.ask("wake")
-        report.attempt(f"suspend and resume, turn {turn + 1}", kernel.write,
-                       Path("/sys/power/state"), "freeze")
+        report.attempt(f"suspend and resume, turn {turn + 1}", kernel.write, Path("/sys/power/state"), "freeze")
+        report.ask("awake")
 
 
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"probe": probe, "rebind": rebind, "suspend": suspend}

@@ -128,9 +128,18 @@ def driver_of(virtio: str) -> Path:
 def rebind_driver(virtio: str, times: int) -> None:
     """Remove the driver from its device and let it probe anew."""
     driver = driver_of(virtio)
-    for _ in range(times):
-        write(driver / "unbind", virtio)
-        write(driver / "bind", virtio)
+    name = virtio.encode()
+    unbind = os.open(driver / "unbind", os.O_WRONLY)
+    try:
+        bind = os.open(driver / "bind", os.O_WRONLY)
+        try:
+            for _ in range(times):
+                os.write(unbind, name)
+                os.write(bind, name)
+        finally:
+            os.close(bind)
+    finally:
+        os.close(unbind)
 
 
 def read_tree(top: Path, *, depth: int = 3, limit: int = 400) -> int:
