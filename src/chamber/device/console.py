@@ -214,7 +214,7 @@ class ConsoleDevice(Device):
             self.complete(queue, chain, self.respond(queue, chain, self._control.popleft()))
 
     def _serve_input(self, queue: DeviceQueue, port: Port) -> None:
-        while port.waiting and (port.guest_open or not self.has(ConsoleFeature.MULTIPORT)):
+        while port.waiting and (port.guest_open or port.console or not self.has(ConsoleFeature.MULTIPORT)):
             chain = self.take_buffer(queue)
             if chain is None:
                 return

@@ -1,0 +1,134 @@
+"""A guest's memory: pages that belong to it alone, and pages that it shares with its host."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+from chamber.wire.errors import DmaFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("PAGE", "GuestMemory", "HostView")
+
+PAGE: Final = 4096
+
+
+class GuestMemory:
+    """Physical memory of a guest on a memfd, with an owner for each page.
+
+    A private page is the guest's alone, as an RMP entry or a TDX key makes it. The guest itself reaches everything by
+    `read` and `write`; its host and devices only what `host` lets them.
+
+    Args:
+        size: bytes, whole pages.
+        private: whether pages start private (a confidential guest) or shared (any other).
+
+    Attributes:
+        faults: what the host tried and was not let.
+        watch: called after each read by the guest of memory that the host can write: the moment at which a host would
+            rewrite what was just checked.
+
+    """
+
+    def __init__(self, size: int, *, private: bool) -> None:
+        if size <= 0 or size % PAGE:
+            raise ValueError("guest memory is a whole number of pages")
+        self.size = size
+        self.faults: list[DmaFault] = []
+        self.watch: Callable[[int, int], None] | None = None
+        fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
+        try:
+            os.truncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._shared = bytearray(b"\0" if private else b"\1") * (size // PAGE)
+        self.host = HostView(self)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        try:
+            self._map.close()
+        except BufferError:
+            del self._map  # a device still holds a view of a ring; the last view takes the mapping with it
+
+    def share(self, address: int, length: int) -> None:
+        """Let the host reach the pages of a range."""
+        self._set(address, length, 1)
+
+    def unshare(self, address: int, length: int) -> None:
+        """Take pages back."""
+        self._set(address, length, 0)
+
+    def _set(self, address: int, length: int, owner: int) -> None:
+        if address % PAGE or length % PAGE or not 0 <= address <= address + length <= self.size:
+            raise ValueError("ownership changes by whole pages of the guest's memory")
+        self._shared[address // PAGE:(address + length) // PAGE] = bytes([owner]) * (length // PAGE)
+
+    def is_shared(self, address: int, length: int) -> bool:
+        """Whether the host can reach all of a range."""
+        if length <= 0 or address < 0 or address + length > self.size:
+            return False
+        return 0 not in self._shared[address // PAGE:(address + length - 1) // PAGE + 1]
+
+    def shared_ranges(self) -> list[tuple[int, int]]:
+        """(address, length) of every run of shared pages."""
+        ranges: list[tuple[int, int]] = []
+        start = None
+        for page, owner in enumerate(bytes(self._shared) + b"\0"):
+            if owner and start is None:
+                start = page
+            elif not owner and start is not None:
+                ranges.append((start * PAGE, (page - start) * PAGE))
+                start = None
+        return ranges
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read as the guest's processor does."""
+        data = self._map[address:address + length]
+        if self.watch is not None and self.is_shared(address, length):
+            self.watch(address, length)
+        return data
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write as the guest's processor does."""
+        self._map[address:address + len(data)] = bytes(data)
+
+    def peek(self, address: int, length: int) -> bytes:
+        """Look at memory without anybody noticing; for oracles."""
+        return self._map[address:address + length]
+
+    def raw_view(self, address: int, length: int) -> memoryview:
+        """Return a live view; for `HostView`."""
+        return memoryview(self._map)[address:address + length]
+
+
+class HostView:
+    """Guest memory as the host and its devices reach it: shared pages only (implements `chamber.platform.dma.Dma`)."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+
+    def _check(self, address: int, length: int, access: str) -> None:
+        if length and not self._memory.is_shared(address, length):
+            fault = DmaFault(address, length, access, "a private page, or none at all")
+            self._memory.faults.append(fault)
+            raise fault
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes out of shared pages."""
+        self._check(address, length, "read")
+        return self._memory.peek(address, length)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes into shared pages."""
+        self._check(address, len(data), "write")
+        self._memory.write(address, data)
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a live view of shared pages."""
+        self._check(address, length, "view")
+        return self._memory.raw_view(address, length)

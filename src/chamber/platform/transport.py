@@ -1,0 +1,55 @@
+"""How a guest's driver reaches its device: only numbers and bytes cross (virtio 1.3, 4.2 and 4.1 alike)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ("Transport",)
+
+
+class Transport(Protocol):
+    """A virtio transport as the driver sees it. Nothing that it returns can be trusted."""
+
+    def device_type(self) -> int:
+        """Virtio device id."""
+        ...
+
+    def read_features(self) -> int:
+        """Feature bits that the device offers."""
+        ...
+
+    def write_features(self, features: int) -> None:
+        """Feature bits that the driver accepts."""
+        ...
+
+    def read_status(self) -> int:
+        """Device status field."""
+        ...
+
+    def write_status(self, status: int) -> None:
+        """Device status field; 0 resets the device."""
+        ...
+
+    def read_generation(self) -> int:
+        """Configuration generation."""
+        ...
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Bytes of configuration space."""
+        ...
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Change configuration space."""
+        ...
+
+    def queue_size_max(self, index: int) -> int:
+        """Largest size of a queue, 0 if it does not exist."""
+        ...
+
+    def setup_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
+        """Hand a queue over: its size, and the addresses of its three areas."""
+        ...
+
+    def notify(self, index: int) -> None:
+        """Tell the device that a queue has something."""
+        ...
