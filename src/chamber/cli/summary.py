@@ -100,7 +100,7 @@ def _sentences(report: Report) -> list[str]:
             counts = count(results)
             fell = sum(counts[v] for v in FAILURES)
             name = results[0].profile or str(about.get("kernel", "it"))
-            clauses.append(f"{name} held {counts[Verdict.HELD]} of {len(results)} attacks, fell to {fell}, lost service "
-                           f"to {counts[Verdict.DENIED]}")
+            clauses.append(f"{name} held {counts[Verdict.HELD]} of {len(results)} attacks, fell to {fell}, lost "
+                           f"service to {counts[Verdict.DENIED]}")
         lines.append(f"{kind}: {'; '.join(clauses)}.")
     return lines
