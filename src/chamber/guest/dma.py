@@ -1,0 +1,76 @@
+"""What a driver hands to its device: the DMA API, with the bounce pool behind it or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chamber.guest.bounce import BouncePool, Direction
+    from chamber.guest.profile import Profile
+    from chamber.platform.heap import Heap, Object
+
+__all__ = ("Buffer", "Dma")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A piece of an object that is lent to the device.
+
+    Attributes:
+        memory: the object.
+        offset: where the piece starts.
+        length: bytes.
+
+    """
+
+    memory: Object
+    offset: int
+    length: int
+
+    @classmethod
+    def whole(cls, memory: Object) -> Buffer:
+        """All of an object."""
+        return cls(memory, 0, memory.size)
+
+
+class Dma:
+    """Mappings for one guest.
+
+    Args:
+        profile: says whether devices reach the guest's own pages or the bounce pool alone.
+        heap: where objects come from.
+        coherent: heap in pages that are shared for good: rings, descriptor tables.
+        pool: the bounce pool, if the profile has one.
+
+    """
+
+    def __init__(self, profile: Profile, heap: Heap, coherent: Heap, pool: BouncePool | None) -> None:
+        self.heap = heap
+        self._coherent = coherent
+        self._pool = pool
+        self._profile = profile
+
+    def alloc_coherent(self, size: int, name: str, align: int = 16) -> Object:
+        """Allocate memory that guest and device share for as long as it lives; it is cleared."""
+        return self._coherent.alloc(size, name, zero=True, align=align)
+
+    def free_coherent(self, memory: Object) -> None:
+        """Free shared memory."""
+        self._coherent.free(memory)
+
+    def map(self, buffer: Buffer, direction: Direction) -> int:
+        """Make a buffer reachable for the device; return its address there.
+
+        Raises:
+            PoolFull: the bounce pool has no room.
+
+        """
+        if self._pool is None:
+            return buffer.memory.address + buffer.offset
+        return self._pool.map(buffer.memory, buffer.offset, buffer.length, direction)
+
+    def unmap(self, address: int, written: int) -> None:
+        """Take a buffer back; `written` bytes of it came from the device."""
+        if self._pool is not None:
+            self._pool.unmap(address, written)
