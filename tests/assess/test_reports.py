@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chamber.assess.html import report_html
 from chamber.assess.junit import junit_xml
-from chamber.assess.matrix import matrix, tallies
+from chamber.assess.matrix import matrix, tallies, unproven
 from chamber.assess.output import OutputError, prepare, write
 from chamber.assess.plan import make_plan
 from chamber.assess.report_json import SCHEMA, ReportError, parse_report, read_report, report_json
@@ -49,6 +49,13 @@ def test_matrix_rows_and_tallies() -> None:
     assert rows[-1].cells[2] is None
     assert [(t.column, t.device, t.counts[Verdict.BROKEN]) for t in tallies(REPORT.results)][:2] == [
         ("model bare", "blk", 2), ("model bare", "net", 0)]
+
+
+def test_reasons_for_saying_nothing() -> None:
+    assert unproven(REPORT.results) == {
+        ("model bare", "the attack did not get to act"): ("net-idle",),
+        ("uml", "the attack did not get to act"): ("net-idle",)}
+    assert "Why 2 runs are inconclusive" in report_html(REPORT)
 
 
 def test_json_has_the_schema() -> None:

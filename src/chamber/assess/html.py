@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from chamber.assess.matrix import Row, matrix
+from chamber.assess.matrix import Row, matrix, unproven
 from chamber.assess.result import SEVERITY, Finding, count, group
 from chamber.assess.verdict import Verdict
 
@@ -121,6 +121,7 @@ def report_html(report: Report) -> str:
         finding_of={id(result): finding.id for finding in findings for result in finding.results}, id=id,
         verdicts=SEVERITY, meaning=_MEANING, strikes=_STRIKES,
         attacks=len({r.attack.name for r in report.results}),
-        unproven=[baseline for baseline in report.baselines if baseline.fault],
+        unserved=[baseline for baseline in report.baselines if baseline.fault],
+        unproven=unproven(report.results),
         transcript=lambda result: _excerpt(result.transcript, _TRANSCRIPT),
         console=lambda result: _excerpt(result.console.splitlines(), _CONSOLE))

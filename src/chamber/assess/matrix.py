@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chamber.assess.result import SEVERITY, count
+from chamber.assess.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from chamber.assess.result import Result
-    from chamber.assess.verdict import Verdict
     from chamber.attacks.attack import AttackSpec
 
-__all__ = ("Row", "Tally", "matrix", "tallies")
+__all__ = ("Row", "Tally", "matrix", "tallies", "unproven")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,12 @@ def tallies(results: Iterable[Result]) -> tuple[Tally, ...]:
         columns.setdefault(result.column, {}).setdefault(result.device, []).append(result)
     return tuple(Tally(column, device, count(of_device))
                  for column, devices in columns.items() for device, of_device in sorted(devices.items()))
+
+
+def unproven(results: Iterable[Result]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Attacks that say nothing, by column and reason, those with the most attacks first."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.verdict is Verdict.INCONCLUSIVE:
+            reasons.setdefault((result.column, result.note), []).append(result.attack.name)
+    return {key: tuple(reasons[key]) for key in sorted(reasons, key=lambda key: -len(reasons[key]))}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from chamber.assess.matrix import tallies
+from chamber.assess.matrix import tallies, unproven
 from chamber.assess.result import SEVERITY, count, group
 from chamber.assess.verdict import FAILURES, Verdict
 from chamber.cli.terminal import STYLES
@@ -25,6 +25,7 @@ _NAMES: Final = 4
 _MODEL_FINDINGS: Final = 10
 """The model is there to fall: attacked with all there is, its findings fill pages, and stay in the report."""
 _FINDINGS: Final = 60
+_REASONS: Final = 6
 
 
 def print_summary(report: Report, out: Path, console: Console) -> None:
@@ -35,10 +36,11 @@ def print_summary(report: Report, out: Path, console: Console) -> None:
         _findings(report, console)
     for line in _sentences(report):
         console.print(line, soft_wrap=True)
-    unproven = sum(bool(b.fault) for b in report.baselines)
-    if unproven:
-        console.print(f"{unproven} of {len(report.baselines)} honest baselines failed: what ran beside them is "
-                      "inconclusive.", soft_wrap=True)
+    reasons = list(unproven(report.results).items())
+    for (column, note), names in reasons[:_REASONS]:
+        console.print(f"{column}: {len(names)} inconclusive, {note}.", soft_wrap=True)
+    if reasons[_REASONS:]:
+        console.print(f"{len(reasons) - _REASONS} more reasons for inconclusive ones are in the report.")
     if report.interrupted:
         console.print("Interrupted: this is what was done until then.")
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
