@@ -10,7 +10,7 @@ from chamber.device.disk import FileDisk, MemoryDisk
 from chamber.device.hooks import Hooks
 from chamber.wire.blk import CONFIG, REQUEST, SEGMENT, BlkFeature, BlkStatus, RequestType
 from chamber.wire.virtio import bit
-from device.driver import Driver
+from tests.device.driver import Driver
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from chamber.wire.console import (
     tx_queue,
 )
 from chamber.wire.virtio import DeviceType, bit
-from device.driver import Driver
+from tests.device.driver import Driver
 
 if TYPE_CHECKING:
     from chamber.device.chain import Chain
@@ -58,7 +58,8 @@ class Guest(Driver):
 
 @pytest.fixture
 def guest() -> Guest:
-    device = make_device(DeviceType.CONSOLE)
+    features = bit(ConsoleFeature.SIZE, ConsoleFeature.MULTIPORT, ConsoleFeature.EMERG_WRITE)
+    device = make_device(DeviceType.CONSOLE, features=features)
     guest = Guest(device, size=32)
     for _ in range(16):
         guest.add(CONTROL_RX_QUEUE, [], [64])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from chamber.device.rng import RngDevice
-from device.driver import Driver
+from tests.device.driver import Driver
 
 
 def test_fills_buffers_from_its_source() -> None:
