@@ -12,8 +12,7 @@ from tests.device.driver import Driver
 
 
 def console_guest(features: int | None = None) -> tuple[ConsoleDevice, Driver]:
-    options = {} if features is None else {"features": features}
-    device = make_device(DeviceType.CONSOLE, **options)
+    device = make_device(DeviceType.CONSOLE) if features is None else make_device(DeviceType.CONSOLE, features=features)
     assert isinstance(device, ConsoleDevice)
     driver = Driver(device)
     for _ in range(30):

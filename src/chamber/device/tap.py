@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -72,7 +73,9 @@ class TapBackend(NetBackend):
         flags = sum(flag for feature, flag in _TUN_F.items() if features >> feature & 1)
         if not flags & 1:
             flags = 0  # segmentation offload presupposes checksum offload
-        fcntl.ioctl(self._fd, _TUNSETOFFLOAD, flags)
+        # A kernel that cannot leave it to the guest goes on doing it itself.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, flags)
 
     def pollable(self) -> dict[int, Callable[[], None]]:
         """The tap device."""
