@@ -96,6 +96,7 @@ class VirtioDriver(ABC):
 
     def remove(self) -> None:
         """Give the device back."""
+        self.machine.interrupts.deliver()
         if self.machine.profile.ordered:
             self._deafen()
             self.transport.write_status(Status.RESET)
@@ -137,6 +138,8 @@ class VirtioDriver(ABC):
                               self.machine.scheduler, indirect=self.has(Feature.RING_INDIRECT_DESC),
                               event_idx=self.has(Feature.RING_EVENT_IDX))
             self.queues[index] = queue
+            if not self.machine.profile.ordered:
+                self._listen_to(index)
             self.transport.setup_queue(index, queue.size, queue.desc.address, queue.avail.address, queue.used.address)
 
     def _become_ready(self) -> None:
@@ -146,7 +149,10 @@ class VirtioDriver(ABC):
     def _listen(self) -> None:
         self.machine.interrupts.attach(_CONFIG_VECTOR, self._config_interrupt)
         for index in self.queues:
-            self.machine.interrupts.attach(1 + index, partial(self._queue_interrupt, index))
+            self._listen_to(index)
+
+    def _listen_to(self, index: int) -> None:
+        self.machine.interrupts.attach(1 + index, partial(self._queue_interrupt, index))
 
     def _deafen(self) -> None:
         for vector in (_CONFIG_VECTOR, *(1 + index for index in self.queues)):
@@ -159,6 +165,9 @@ class VirtioDriver(ABC):
             queue.destroy()
         if self.state is not None:
             self.machine.heap.free(self.state)
+        if self.machine.profile.ordered:
+            self.queues = {}
+            self.state = None
 
     def _queue_interrupt(self, index: int) -> None:
         assert self.state is not None

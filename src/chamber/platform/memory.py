@@ -107,10 +107,16 @@ class GuestMemory:
 
 
 class HostView:
-    """Guest memory as the host and its devices reach it: shared pages only (implements `chamber.platform.dma.Dma`)."""
+    """Guest memory as the host and its devices reach it: shared pages only (implements `chamber.platform.dma.Dma`).
+
+    Attributes:
+        observer: sees all that a device reads, if set.
+
+    """
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
+        self.observer: Callable[[bytes], None] | None = None
 
     def _check(self, address: int, length: int, access: str) -> None:
         if length and not self._memory.is_shared(address, length):
@@ -121,7 +127,10 @@ class HostView:
     def read(self, address: int, length: int) -> bytes:
         """Copy bytes out of shared pages."""
         self._check(address, length, "read")
-        return self._memory.peek(address, length)
+        data = self._memory.peek(address, length)
+        if self.observer is not None:
+            self.observer(data)
+        return data
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes into shared pages."""

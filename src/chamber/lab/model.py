@@ -1,0 +1,220 @@
+"""The target ``model``: Chamber's own guest, in as many sets of protections as there are profiles."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from chamber.device.catalogue import make_device
+from chamber.guest.bounce import PoolFull
+from chamber.guest.driver import DeviceTimeout, Refused
+from chamber.guest.machine import GuestMachine
+from chamber.guest.profile import PROFILES
+from chamber.guest.untrusted import DeviceViolation
+from chamber.guest.virtqueue import QueueDead, QueueFull
+from chamber.lab.model_stimuli import DRIVERS, STIMULI, WrongData
+from chamber.lab.model_transport import ModelTransport
+from chamber.lab.observation import Evidence, Harm, Observation
+from chamber.platform.heap import MemoryViolation
+from chamber.platform.scheduler import BudgetExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.attacks.attack import Attack
+    from chamber.device.base import Device
+    from chamber.guest.driver import VirtioDriver
+    from chamber.lab.observation import Scenario
+
+__all__ = ("ModelTarget",)
+
+_TRANSCRIPT: Final = 2000
+_AFTER_SECONDS: Final = 1.0
+_REBINDS: Final = 3
+_NULL: Final = "null pointer"
+
+
+class ModelTarget:
+    """Runs scenarios on Chamber's own guest, each on a fresh one."""
+
+    kind: Final = "model"
+    profiles: Final = tuple(PROFILES)
+
+    def describe(self) -> dict[str, object]:
+        """What the report says about this target."""
+        return {"kind": self.kind, "profiles": list(self.profiles)}
+
+    def run(self, scenario: Scenario) -> Observation:
+        """Run a scenario to its end, whatever guest and attack do."""
+        begin = time.perf_counter()
+        run = _Run(scenario)
+        try:
+            run.attack()
+            if scenario.attack is not None:
+                run.afterwards()
+        finally:
+            run.close()
+        run.observation.seconds = time.perf_counter() - begin
+        return run.observation
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Run:
+    """One scenario."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.observation = Observation()
+        self._scenario = scenario
+        self._machine = GuestMachine(PROFILES[scenario.profile or "hardened"], scenario.seed)
+        self._halted = False
+        self._seen: set[str] = set()
+        self._device: Device | None = None
+
+    def close(self) -> None:
+        if self._device is not None:
+            self._device.reset()
+            self._device.close()
+        self._machine.close()
+
+    def _log(self, line: str) -> None:
+        if len(self.observation.transcript) < _TRANSCRIPT:
+            self.observation.transcript.append(f"{self._machine.scheduler.now:8.4f} {line}")
+
+    def _found(self, harm: Harm, signature: str, text: str, prefix: str = "") -> None:
+        signature = prefix + signature
+        if signature not in self._seen:
+            self._seen.add(signature)
+            self.observation.evidence.append(Evidence(harm, signature, text))
+
+    # The attack.
+
+    def attack(self) -> None:
+        """Use the device while it is attacked."""
+        spec = self._scenario.attack
+        attack = spec.make() if spec is not None else None
+        self._use(attack)
+        if attack is not None:
+            self.observation.strikes = list(attack.strikes)
+
+    def afterwards(self) -> None:
+        """Use it once more with an honest device: what does not work now is lost for good."""
+        if self._halted:
+            return
+        self._log("-- the same with an honest device")
+        before, evidence = self.observation, len(self.observation.evidence)
+        self.observation = Observation(evidence=before.evidence, transcript=before.transcript)
+        self._use(None, prefix="afterwards: ")
+        if not self.observation.served and len(before.evidence) == evidence:
+            self._found(Harm.DENIAL, "afterwards: device lost", "; ".join(self.observation.refusals) or "not served")
+        self.observation = before
+
+    def _use(self, attack: Attack | None, prefix: str = "") -> None:
+        scenario, machine, observation = self._scenario, self._machine, self.observation
+        device = make_device(scenario.device, hooks=attack)
+        if self._device is not None:
+            self._device.close()
+        self._device = device
+        device.trace = self._log
+        machine.memory.watch = None if attack is None else attack.guest_read
+        seen_by_device = _Watch(machine)
+        machine.memory.host.observer = seen_by_device.saw
+        driver = DRIVERS[scenario.device](machine, ModelTransport(machine, device))
+        served = self._step("probe", driver.probe, prefix)
+        if served:
+            for name in scenario.stimuli:
+                served = self._stimulus(name, driver, device, prefix) and served
+        if not self._halted and "shutdown" not in scenario.stimuli:
+            served = self._step("remove", driver.remove, prefix) and served
+        self._step("wait", lambda: machine.settle(_AFTER_SECONDS), prefix)
+        machine.heap.check_all()
+        self._judge(driver, attack, seen_by_device, prefix)
+        observation.completed = not self._halted
+        observation.served = served and not observation.evidence and not driver.violations
+
+    def _stimulus(self, name: str, driver: VirtioDriver, device: Device, prefix: str) -> bool:
+        if self._halted:
+            return False
+        if name == "shutdown":
+            return self._step("shutdown", driver.shutdown, prefix)
+        if name == "rebind":
+            return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
+                       for _ in range(_REBINDS))
+        stimulus = STIMULI.get((driver.type, name))
+        if stimulus is None:
+            self._log(f"the model has no {name}")
+            return True
+        return self._step(name, lambda: stimulus(driver, self._machine, device.host_action), prefix)
+
+    def _step(self, name: str, call: Callable[[], object], prefix: str) -> bool:
+        """Do one thing; tell what came of it, and return whether all went well."""
+        if self._halted:
+            return False
+        try:
+            call()
+        except DeviceViolation as violation:
+            self._refused(name, str(violation))
+        except (Refused, QueueDead, QueueFull, PoolFull) as refusal:
+            self._refused(name, str(refusal))
+        except DeviceTimeout as silence:
+            self._log(f"guest: {name}: silent ({silence})")
+            self._found(Harm.DENIAL, f"no answer: {name}", str(silence), prefix)
+        except WrongData as wrong:
+            self._log(f"guest: {name}: wrong ({wrong})")
+            self._found(Harm.WRONG_DATA, f"wrong data taken: {name}: {wrong}", str(wrong), prefix)
+        except MemoryViolation as oops:
+            self._halted = True
+            self._log(f"guest: {name}: {oops}")
+        except BudgetExhausted as circles:
+            self._halted = True
+            self._found(Harm.DENIAL, f"hang: {name}", str(circles), prefix)
+        except (ArithmeticError, LookupError, MemoryError, OverflowError, TypeError, ValueError) as crash:
+            # What stops a kernel: a division by zero, an allocation that can't be had, a state that nobody foresaw.
+            self._halted = True
+            self._log(f"guest: {name}: panic: {crash!r}")
+            self._found(Harm.DENIAL, f"panic: {type(crash).__name__}: {name}", repr(crash), prefix)
+        else:
+            return True
+        return False
+
+    def _refused(self, name: str, why: str) -> None:
+        self._log(f"guest: {name}: refused ({why})")
+        self.observation.refusals.append(f"{name}: {why}")
+
+    # Oracles.
+
+    def _judge(self, driver: VirtioDriver, attack: Attack | None, seen: _Watch, prefix: str) -> None:
+        machine = self._machine
+        for report in machine.heap.reports:
+            harm = Harm.DENIAL if report.kind == _NULL else Harm.MEMORY
+            known = prefix and report.signature in self._seen
+            if not known:
+                self._found(harm, report.signature, report.detail, prefix)
+        if attack is not None:
+            seen.saw(bytes(attack.captured))
+        if machine.profile.private:
+            for address, length in machine.memory.shared_ranges():
+                seen.saw(machine.memory.peek(address, length))
+        if seen.leaked:
+            self._found(Harm.LEAK, f"secret in {driver.type.short} memory that the host sees", seen.leaked, prefix)
+        for violation in driver.violations:
+            self._refused("interrupt", str(violation))
+        for fault in machine.memory.faults[:3]:
+            self._log(f"host: {fault}")
+        machine.memory.faults.clear()
+
+
+class _Watch:
+    """Looks for the guest's secret in bytes that the host sees."""
+
+    def __init__(self, machine: GuestMachine) -> None:
+        self._secrets = machine.secrets
+        self.leaked = ""
+
+    def saw(self, data: bytes) -> None:
+        if not self.leaked:
+            at = self._secrets.found_in(data)
+            if at is not None:
+                self.leaked = f"at byte {at} of {len(data)}: {data[at:at + 32].hex(' ')}"
+
