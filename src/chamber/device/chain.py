@@ -13,8 +13,8 @@ __all__ = ("Chain",)
 class Chain:
     """One descriptor chain as the device took it, copied out of the ring once.
 
-    How the driver cut its buffers is its own affair (virtio 1.3, 2.7.4), so all access is by offset into the readable or
-    writable bytes as a whole.
+    How the driver cut its buffers is its own affair (virtio 1.3, 2.7.4), so all access is by offset into the readable
+    or writable bytes as a whole.
 
     Attributes:
         head: index of the first descriptor; what the used ring calls ``id``.

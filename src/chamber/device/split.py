@@ -150,10 +150,12 @@ class SplitRing:
         if flags & DESC_F_NEXT:
             raise DriverError("an indirect descriptor has no next", spec="2.7.5.3.1")
         if not length or length % DESC_SIZE:
-            raise DriverError("an indirect table is a whole number of descriptors", spec="2.7.5.3", detail=f"{length} bytes")
+            raise DriverError("an indirect table is a whole number of descriptors", spec="2.7.5.3",
+                              detail=f"{length} bytes")
         entries = length // DESC_SIZE
         if entries > self.size:
-            raise DriverError("a chain is no longer than the queue", spec="2.7.5.3.1", detail=f"{entries} of {self.size}")
+            raise DriverError("a chain is no longer than the queue", spec="2.7.5.3.1",
+                              detail=f"{entries} of {self.size}")
         return self.dma.read(addr, length), entries
 
     def push(self, head: int, length: int) -> None:

@@ -31,7 +31,7 @@ class Direction(enum.Enum):
     FROM_DEVICE = enum.auto()
 
 
-class PoolFull(Exception):  # noqa: N818 - a condition that callers handle
+class PoolFull(Exception):
     """No run of free slots is long enough.
 
     Attributes:

@@ -29,11 +29,11 @@ REQUEST_SECONDS: Final = 2.0
 """Virtual seconds after which a request is given up."""
 
 
-class Refused(Exception):  # noqa: N818 - what the driver decided
+class Refused(Exception):
     """The driver does not take the device, or a request; the reason is clean and not a broken rule."""
 
 
-class DeviceTimeout(Exception):  # noqa: N818 - what the device did
+class DeviceTimeout(Exception):
     """The device did not answer in time."""
 
 
@@ -195,7 +195,7 @@ class VirtioDriver(ABC):
     def initialise(self) -> None:
         """Prepare the driver's own data, before anything comes from the device."""
 
-    def started(self) -> None:  # noqa: B027 - most drivers have nothing to do
+    def started(self) -> None:
         """The device is ready: fill receive queues, announce, ask."""
 
     def used(self, queue: VirtQueue) -> None:
@@ -203,10 +203,10 @@ class VirtioDriver(ABC):
         while queue.get() is not None:
             pass
 
-    def config_changed(self) -> None:  # noqa: B027
+    def config_changed(self) -> None:
         """Configuration changed."""
 
-    def free_buffers(self) -> None:  # noqa: B027
+    def free_buffers(self) -> None:
         """Free what was lent."""
 
     # What drivers call.

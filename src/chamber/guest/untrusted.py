@@ -21,7 +21,7 @@ __all__ = ("ENFORCING", "TRUSTING", "Checks", "DeviceViolation", "Untrusted")
 T = TypeVar("T")
 
 
-class DeviceViolation(Exception):  # noqa: N818 - the device's deed, not our error
+class DeviceViolation(Exception):
     """The device broke a rule that the driver checks.
 
     Attributes:

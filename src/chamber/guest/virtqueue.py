@@ -37,11 +37,11 @@ __all__ = ("QueueDead", "QueueFull", "Request", "VirtQueue")
 _TOKEN_SIZE = 8
 
 
-class QueueFull(Exception):  # noqa: N818 - a condition that callers handle
+class QueueFull(Exception):
     """No descriptors are free."""
 
 
-class QueueDead(Exception):  # noqa: N818 - as above
+class QueueDead(Exception):
     """The queue was latched when the device broke a rule; the reason was reported then."""
 
 

@@ -39,8 +39,8 @@ _IDENT: Final = 99
 class Stack:
     """Sends and answers on one interface.
 
-    What comes in is parsed strictly, but like any stack it answers an echo request with as many bytes as the packet says
-    that it has: if the driver let a length pass that the device made up, memory that nobody wrote goes out with it.
+    What comes in is parsed strictly, but like any stack it answers an echo request with as many bytes as the packet
+    says that it has: if the driver let a length pass that the device made up, memory that nobody wrote goes out with it.
     """
 
     def __init__(self, driver: NetDriver, machine: GuestMachine) -> None:
@@ -81,12 +81,12 @@ class Stack:
                 self._driver.send(Ethernet(frame.source, self._driver.mac, EtherType.ARP, answer.build()).build())
         elif frame.ethertype == EtherType.IPV4:
             ip = Ipv4.parse(frame.payload)
-            if ip.protocol == IpProtocol.ICMP and ip.destination == _GUEST:
-                if len(ip.payload) >= _ICMP and ip.payload[0] == IcmpEcho.REQUEST and (
-                        vouched or not internet_checksum(ip.payload)):
-                    ident, sequence = (int.from_bytes(ip.payload[at:at + 2], "big") for at in (4, 6))
-                    back = IcmpEcho(IcmpEcho.REPLY, ident, sequence, ip.payload[_ICMP:])
-                    self._send_ip(IpProtocol.ICMP, back.build())
+            if ip.protocol != IpProtocol.ICMP or ip.destination != _GUEST or len(ip.payload) < _ICMP:
+                return
+            if ip.payload[0] == IcmpEcho.REQUEST and (vouched or not internet_checksum(ip.payload)):
+                ident, sequence = (int.from_bytes(ip.payload[at:at + 2], "big") for at in (4, 6))
+                back = IcmpEcho(IcmpEcho.REPLY, ident, sequence, ip.payload[_ICMP:])
+                self._send_ip(IpProtocol.ICMP, back.build())
 
     def _send_ip(self, protocol: IpProtocol, payload: bytes) -> None:
         packet = Ipv4(_GUEST, _PEER, protocol, payload).build()
@@ -119,7 +119,8 @@ class Stack:
             if ip.protocol != IpProtocol.ICMP or ip.source != _PEER:
                 return None
             echo = IcmpEcho.parse(ip.payload)
-            return echo.payload if (echo.type, echo.identifier, echo.sequence) == (IcmpEcho.REPLY, _IDENT, sequence) else None
+            ours = (echo.type, echo.identifier, echo.sequence) == (IcmpEcho.REPLY, _IDENT, sequence)
+            return echo.payload if ours else None
 
         return self._until(found, "a ping"), payload
 

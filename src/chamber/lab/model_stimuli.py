@@ -34,7 +34,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
 }
 
 
-class WrongData(Exception):  # noqa: N818 - what was found
+class WrongData(Exception):
     """The guest was given something that is not what it should be, and took it."""
 
 

@@ -42,7 +42,7 @@ _MCONSOLE = struct.Struct("=III512s")
 _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
 
 
-class GuestDied(Exception):  # noqa: N818 - what happened to the guest, and often the finding itself
+class GuestDied(Exception):
     """The guest's process ended while something was asked of it."""
 
 

@@ -19,7 +19,7 @@ __all__ = ("Channel", "Gone", "Message")
 _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
-class Gone(Exception):  # noqa: N818 - an end, not an error
+class Gone(Exception):
     """The peer closed the connection, or it broke."""
 
 

@@ -80,7 +80,7 @@ class EventLoop:
                 heapq.heappop(self._timers)[2]()
 
     def _wait(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait for descriptors: awake for a moment first, as a peer mostly answers at once and waking up takes longer."""
+        """Wait for descriptors: awake for a moment first, as a peer mostly answers sooner than a sleeper wakes."""
         poll = self._epoll.poll
         ready = poll(0)
         if ready or timeout <= 0:

@@ -42,7 +42,7 @@ class MemoryReport:
         return f"{self.kind}: {self.object}: {' < '.join(self.site)}"
 
 
-class MemoryViolation(Exception):  # noqa: N818 - an oops, by its own name
+class MemoryViolation(Exception):
     """The guest's processor was about to misuse memory: its kernel stops here."""
 
     def __init__(self, report: MemoryReport) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ("BudgetExhausted", "Scheduler")
 
 
-class BudgetExhausted(Exception):  # noqa: N818 - a fact about the run
+class BudgetExhausted(Exception):
     """More steps were taken than any sound run takes: something goes round in circles."""
 
 

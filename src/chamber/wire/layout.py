@@ -75,13 +75,13 @@ class Field:
 
 
 class Layout:
-    """A packed little-endian structure.
+    r"""A packed little-endian structure.
 
     >>> header = Layout("h", "no spec", Field("kind", "u8"), Field("length", "le16"))
     >>> header.size
     3
     >>> bytes(header.pack(kind=1, length=0x203))
-    b'\\x01\\x03\\x02'
+    b'\x01\x03\x02'
     """
 
     def __init__(self, name: str, spec: str, *fields: Field) -> None:

@@ -65,10 +65,6 @@ def feature_names(features: int, *namespaces: type[enum.IntEnum]) -> list[str]:
     names: list[str] = []
     for number in range(features.bit_length()):
         if features >> number & 1:
-            for space in (*namespaces, Feature):
-                if number in space._value2member_map_:
-                    names.append(space(number).name)
-                    break
-            else:
-                names.append(f"bit {number}")
+            known = [member.name for space in (*namespaces, Feature) for member in space if member == number]
+            names.append(known[0] if known else f"bit {number}")
     return names

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from chamber.guest.driver import REQUEST_SECONDS, TRANSPORT_FEATURES, DeviceTimeout, Refused, VirtioDriver
-from chamber.guest.untrusted import DeviceViolation
 from chamber.wire.console import (
     CONFIG,
     CONTROL,
@@ -22,6 +21,7 @@ from chamber.wire.virtio import DeviceType, bit
 
 if TYPE_CHECKING:
     from chamber.guest.machine import GuestMachine
+    from chamber.guest.untrusted import DeviceViolation
     from chamber.guest.virtqueue import Request, VirtQueue
     from chamber.platform.heap import Object
     from chamber.platform.transport import Transport

@@ -16,11 +16,11 @@ __all__ = ("Report", "Silence", "WrongData")
 _P = ParamSpec("_P")
 
 
-class WrongData(Exception):  # noqa: N818 - what was found, not an error of ours
+class WrongData(Exception):
     """The guest was given something that is not what it should be, and took it."""
 
 
-class Silence(Exception):  # noqa: N818 - as above
+class Silence(Exception):
     """The device did not answer in time."""
 
 
