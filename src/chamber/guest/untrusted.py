@@ -140,10 +140,16 @@ class Untrusted(Generic[T]):
         _ = reason
         return self._value
 
-    __bool__ = __int__ = __index__ = __float__ = __len__ = __iter__ = __getitem__ = __contains__ = _no
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = __truediv__ = _no
-    __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __neg__ = _no
-    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __lt__ = __le__ = __gt__ = __ge__ = _no
+    if not TYPE_CHECKING:
+        # Hidden from the type checker: an operator that it could see, it would allow.
+        __int__ = __index__ = __float__ = __bytes__ = __len__ = __iter__ = __getitem__ = __contains__ = _no
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _no
+        __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __invert__ = __neg__ = _no
+        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _no
+        __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __lt__ = __le__ = __gt__ = __ge__ = _no
+
+    # Every object has these for the type checker: one that does not return makes what follows unreachable.
+    __bool__ = _no
     __hash__ = _no
     __str__ = _no
     __format__ = _no
