@@ -64,7 +64,7 @@ def test_a_wild_write_is_memory_and_named_by_the_instruction_not_by_the_fault_in
 
 def test_poison_in_registers_tells_a_use_after_free() -> None:
     [evidence] = judge_console(FAULT.format(function="__list_del_entry", rax="6b6b6b6b6b6b6b6b"))
-    assert evidence.signature == "use of freed memory: __list_del_entry"
+    assert evidence.signature == "use of freed or unwritten memory: __list_del_entry"
 
 
 def test_a_red_zone_is_named_by_who_allocated_the_object() -> None:
@@ -83,6 +83,13 @@ def test_a_null_pointer_is_denial_and_a_wild_one_is_not() -> None:
     line = "Kernel panic - not syncing: Kernel mode fault at addr {}, ip 0x60123456"
     assert [e.harm for e in judge_console(line.format("0x10"))] == [Harm.DENIAL]
     assert [e.harm for e in judge_console(line.format("0x72c33c60"))] == [Harm.MEMORY]
+
+
+def test_poison_for_a_pointer_has_no_address_and_is_no_null_pointer() -> None:
+    registers = "RIP: 0033:virtqueue_get_buf_ctx+0x1/0x2\nRAX: {} RBX: 0\n"
+    line = "Kernel panic - not syncing: Kernel mode fault at addr 0x0, ip 0x60123456"
+    assert [e.harm for e in judge_console(registers.format("6b6b6b6b6b6b6b6b") + line)] == [Harm.MEMORY]
+    assert [e.harm for e in judge_console(registers.format("0000000000000000") + line)] == [Harm.DENIAL]
 
 
 def test_ordinary_words_are_no_harm() -> None:

@@ -125,4 +125,5 @@ def feature_attacks() -> Iterator[AttackSpec]:
                 f"{device.short}-features-{what}", device, Surface.FEATURES, Aim.MEMORY, "virtio 1.3, 2.2.1",
                 f"The device {summary}.",
                 lambda more=more, less=less: Offer(lambda honest, _reads: (honest | more) & ~less),  # type: ignore[misc]
-                stimuli=("use", "inspect"))
+                # The last turns are quick: what a feature set going may still go on when the driver is removed.
+                stimuli=("use", "inspect", "rebind"))

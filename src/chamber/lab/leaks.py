@@ -9,8 +9,8 @@ from chamber.lab.observation import Evidence, Harm
 __all__ = ("LeakWatch",)
 
 _POISON_RUN: Final = 24
-_POISONS: Final = {b"\x6b" * _POISON_RUN: "freed", b"\x5a" * _POISON_RUN: "never written"}
-"""What SLUB fills freed and fresh objects with (slub_debug=P)."""
+_POISONS: Final = {b"\x6b" * _POISON_RUN: "freed or never written", b"\x5a" * _POISON_RUN: "padding"}
+"""What SLUB fills objects and what is around them with (slub_debug=P)."""
 
 
 class LeakWatch:

@@ -39,7 +39,7 @@ _SIGNS: Final = (
     _sign(r"BUG: KASAN: (?P<what>[\w-]+)", Harm.MEMORY, "KASAN"),
     _sign(r"UBSAN: (?P<what>array-index-out-of-bounds|object-size[\w-]*) in", Harm.MEMORY, "UBSAN"),
     _sign(r"UBSAN: (?P<what>[\w-]+) in", Harm.DENIAL, "UBSAN"),
-    _sign(r"BUG (?P<cache>[\w:-]+) \([^)]*\): (?P<what>.+)", Harm.MEMORY, "slab"),
+    _sign(r"BUG (?P<cache>[\w:-]+) \([^)]*\): (?P<what>[A-Z][\w ]+)", Harm.MEMORY, "slab"),
     _sign(r"(?P<what>list_(?:add|del)) corruption", Harm.MEMORY, "list corruption"),
     _sign(r"refcount_t: (?P<what>[\w -]+)[;.]", Harm.MEMORY, "refcount"),
     _sign(r"BUG: Bad page (?P<what>state|map)", Harm.MEMORY, "bad page"),
@@ -62,15 +62,15 @@ _SIGNS: Final = (
 
 _INSTRUCTION = re.compile(r"RIP: [0-9a-f]+:(?P<name>[\w.]+)\+0x")
 _LOOK_BACK: Final = 16
-_POISONED: Final = {"6b6b6b6b6b6b6b6b": "use of freed memory", "5a5a5a5a5a5a5a5a": "use of memory never written"}
-"""What SLUB fills freed and fresh objects with: in a register it tells where the bad pointer came from."""
+_POISONED: Final = {"6b6b6b6b6b6b6b6b": "use of freed or unwritten memory", "5a5a5a5a5a5a5a5a": "use of slab padding"}
+"""What SLUB fills objects with: in a register it tells where the bad pointer came from."""
 _FATAL: Final = ("fault", "use of", "null pointer", "BUG", "panic")
 _FRAME = re.compile(r"\[<[0-9a-f]+>\] (?P<unsure>\? )?(?P<name>[\w.]+)\+0x")
 _NOISE = re.compile(
     r"^(_?printk|vprintk\w*|show_stack|show_regs|dump_stack\w*|panic|__warn\w*|warn_slowpath\w*|um_set_signals|block_signals|"
     r"unblock_signals\w*|segv\w*|sig_handler\w*|relay_signal|bad_segv|set_signals\w*|fatal_sigsegv|timer_real_alarm\w*|"
     r"hard_handler|userspace|handle_syscall|new_thread_handler|check_bytes_and_report|check_object|slab_\w+|object_err|"
-    r"print_trailer|slab_err|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
+    r"print_trailer|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
     r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|kasan_\w+|print_\w+|free_to_partial_list|"
     r"get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
@@ -134,14 +134,16 @@ def judge_console(text: str) -> list[Evidence]:
         context = lines[number:number + _CONTEXT_LINES]
         groups = match.groupdict()
         harm, name = sign.harm, sign.name
-        if "addr" in groups and int(groups["addr"], 16) < _LOW_ADDRESS:
-            # A null pointer stops the guest and gives the host nothing to write with.
-            harm, name = Harm.DENIAL, "null pointer"
         where = _frames(context)
         if sign.name.startswith("fault"):
             kind, at = _fault(lines, number)
             name = kind or name
             where = list(dict.fromkeys([*at, *where]))[:_FRAMES]
+            address = int(groups.get("addr") or str(_LOW_ADDRESS), 16)
+            # The processor names no address for a pointer that can't be one, such as poison: zero may be that.
+            if 0 < address < _LOW_ADDRESS or (not address and not kind):
+                # A null pointer stops the guest and gives the host nothing to write with.
+                harm, name = Harm.DENIAL, "null pointer"
         parts = [name, strip_addresses((groups.get("what") or "").strip()), groups.get("cache") or ""]
         if sign.name == "slab":
             # Where corruption is noticed is chance; who allocated the object is not.

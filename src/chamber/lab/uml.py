@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ("UmlTarget",)
 
 _PR_SET_PDEATHSIG: Final = 1
+_GUESTS_PER_JOB: Final = 2
 _Task = tuple[int, "DeviceType", tuple[str, ...], str | None, int]
 
 
@@ -61,7 +62,7 @@ class UmlTarget:
 
     def run_all(self, scenarios: list[Scenario], on_result: Callable[[Scenario, Observation], None],
                 jobs: int = os.cpu_count() or 1) -> None:
-        """Run scenarios on up to `jobs` guests at once; results come in the order in which they are ready.
+        """Run scenarios on two guests a job, as a guest under attack mostly waits; results come as they are ready.
 
         Raises:
             KeyboardInterrupt: passed on after all guests are gone.
@@ -72,7 +73,7 @@ class UmlTarget:
         todo = sorted(range(len(scenarios)), key=lambda i: ("shutdown" in scenarios[i].stimuli, i), reverse=True)
         workers: dict[Connection, _Worker] = {}
         try:
-            for _ in range(min(jobs, len(scenarios))):
+            for _ in range(min(_GUESTS_PER_JOB * jobs, len(scenarios))):
                 worker = _Worker(self.kernel, self.options)
                 workers[worker.connection] = worker
                 worker.give(todo.pop(), scenarios)
