@@ -40,7 +40,7 @@ class Stack:
     """Sends and answers on one interface.
 
     What comes in is parsed strictly, but like any stack it answers an echo request with as many bytes as the packet
-    says that it has: if the driver let a length pass that the device made up, memory that nobody wrote goes out with it.
+    says that it has: if the driver lets a length pass that the device made up, memory that nobody wrote goes with it.
     """
 
     def __init__(self, driver: NetDriver, machine: GuestMachine) -> None:
