@@ -29,6 +29,7 @@ class Direction(enum.Enum):
 
     TO_DEVICE = enum.auto()
     FROM_DEVICE = enum.auto()
+    BOTH = enum.auto()
 
 
 class PoolFull(Exception):
@@ -127,7 +128,7 @@ class BouncePool:
         address = self.start + first * SLOT
         self._mappings[address] = _Mapping(origin, offset, length, direction, slots)
         self.memory.write(address, bytes(slots * SLOT))
-        if direction is Direction.TO_DEVICE:
+        if direction is not Direction.FROM_DEVICE:
             self.memory.write(address, origin.read(offset, length))
         return address
 
@@ -148,7 +149,7 @@ class BouncePool:
         Without checks the length is believed, and a length beyond the buffer writes beyond it.
         """
         mapping = self._mapping(address)
-        if mapping.direction is Direction.FROM_DEVICE and written > 0:
+        if mapping.direction is not Direction.TO_DEVICE and written > 0:
             length = min(written, mapping.length) if self._checked else min(written, self.size)
             mapping.origin.write(self.memory.read(address, length), mapping.offset)
 

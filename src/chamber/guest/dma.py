@@ -21,12 +21,15 @@ class Buffer:
         memory: the object.
         offset: where the piece starts.
         length: bytes.
+        preset: what it holds is the device's to see, and stands where the device writes nothing: for a status that must
+            not read as success by itself.
 
     """
 
     memory: Object
     offset: int
     length: int
+    preset: bool = False
 
     @classmethod
     def whole(cls, memory: Object) -> Buffer:

@@ -62,6 +62,7 @@ class VirtioDriver(ABC):
         self.violations: list[DeviceViolation] = []
         self.state: Object | None = None
         self._ready = False
+        self._unanswered: list[Request] = []
 
     # The life of a driver.
 
@@ -143,6 +144,8 @@ class VirtioDriver(ABC):
             self.transport.setup_queue(index, queue.size, queue.desc.address, queue.avail.address, queue.used.address)
 
     def _become_ready(self) -> None:
+        for queue in self.queues.values():
+            queue.require_untouched()
         self._ready = True
         self.transport.write_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
 
@@ -163,6 +166,10 @@ class VirtioDriver(ABC):
         self.free_buffers()
         for queue in self.queues.values():
             queue.destroy()
+        for request in self._unanswered:
+            for memory in (request.record, *(b.memory for b in (*request.readable, *request.writable))):
+                self.machine.heap.free(memory)
+        self._unanswered = []
         if self.state is not None:
             self.machine.heap.free(self.state)
         if self.machine.profile.ordered:
@@ -236,10 +243,13 @@ class VirtioDriver(ABC):
         layout_field = self.config_layout[name]
         return self.checks.content(self.transport.read_config(layout_field.offset, layout_field.size))
 
-    def lend(self, queue: VirtQueue, readable: list[Object], writable: list[Object]) -> Request:
-        """Make objects available to the device as one request."""
+    def lend(self, queue: VirtQueue, readable: list[Object], writable: list[Object],
+             status: Object | None = None) -> Request:
+        """Make objects available to the device as one request; `status` ends it, and is seen as it is."""
         record = self.machine.heap.alloc(32, "request", zero=True)
         request = Request(record, [Buffer.whole(m) for m in readable], [Buffer.whole(m) for m in writable])
+        if status is not None:
+            request.writable.append(Buffer(status, 0, status.size, preset=True))
         try:
             queue.add(request)
         except Exception:
@@ -252,23 +262,33 @@ class VirtioDriver(ABC):
         if queue.kick():
             self.transport.notify(queue.index)
 
-    def transact(self, queue: VirtQueue, readable: list[Object], writable: list[Object]) -> int:
-        """Have the device handle one request; return the bytes that it wrote.
+    def transact(self, queue: VirtQueue, readable: list[Object], writable: list[Object],
+                 status: Object | None = None) -> int:
+        """Have the device handle one request; return the bytes that it wrote. `release` frees the objects.
 
         Raises:
             DeviceViolation: the queue was latched meanwhile.
             DeviceTimeout: no answer.
 
         """
-        request = self.lend(queue, readable, writable)
+        request = self.lend(queue, readable, writable, status)
         self.kick(queue)
         self.machine.wait(lambda: request.done or queue.broken is not None, REQUEST_SECONDS)
         if not request.done:
+            if self.machine.profile.ordered:
+                self._unanswered.append(request)
             if queue.broken is not None:
                 raise queue.broken
             raise DeviceTimeout(f"queue {queue.index} does not answer")
         self.machine.heap.free(request.record)
         return request.written
+
+    def release(self, *memories: Object) -> None:
+        """Free what was lent by `transact`; what the device still has, only after it was reset."""
+        kept = {buffer.memory for request in self._unanswered for buffer in (*request.readable, *request.writable)}
+        for memory in memories:
+            if memory not in kept:
+                self.machine.heap.free(memory)
 
     def queue(self, index: int) -> VirtQueue:
         """Return a queue that is alive.

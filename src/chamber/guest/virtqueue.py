@@ -119,7 +119,10 @@ class VirtQueue:
             self.desc.write(DESC.pack(0, 0, 0, (i + 1) % size), DESC_SIZE * i)
         self._free_head = 0
         self._free_count = size
-        self._outstanding: set[int] = set()
+        # For each chain that the device has, how many used elements it had shown before the chain was lent.
+        self._outstanding: dict[int, int] = {}
+        self._taken = 0
+        self._shown = 0
         self._avail_idx = 0
         self._kicked = 0
         self._last_used = 0
@@ -158,7 +161,8 @@ class VirtQueue:
             for buffers, direction, flag in ((request.readable, Direction.TO_DEVICE, 0),
                                              (request.writable, Direction.FROM_DEVICE, DESC_F_WRITE)):
                 for buffer in buffers:
-                    parts.append((self._dma.map(buffer, direction), buffer.length, flag))  # noqa: PERF401
+                    how = Direction.BOTH if buffer.preset else direction
+                    parts.append((self._dma.map(buffer, how), buffer.length, flag))
         except Exception:
             for address, _, _ in parts:
                 self._dma.unmap(address, 0)
@@ -168,7 +172,7 @@ class VirtQueue:
         self._next_token += 1
         self._requests[token] = request
         self._tokens.put(_TOKEN_SIZE * head, _TOKEN_SIZE, token)
-        self._outstanding.add(head)
+        self._outstanding[head] = self._shown
         self.avail.put(4 + 2 * (self._avail_idx % self.size), 2, head)
         self._avail_idx = (self._avail_idx + 1) & 0xFFFF
         self.avail.put(2, 2, self._avail_idx)
@@ -224,6 +228,16 @@ class VirtQueue:
 
     # Back from the device.
 
+    def require_untouched(self) -> None:
+        """Check, before DRIVER_OK, that the device has used nothing yet.
+
+        Raises:
+            DeviceViolation: it has.
+
+        """
+        self._checks.number(self.used.get(2, 2)).equals(
+            0, "nothing is used before the driver is ready", "3.1.1")
+
     def get(self) -> Request | None:
         """Take back one request that the device has used; None if there is none, or if the queue is dead.
 
@@ -246,18 +260,23 @@ class VirtQueue:
             len(self._outstanding), "the used index moves by what is outstanding at most", "2.7.8")
         if not pending:
             return None
+        self._shown = self._taken + pending
         at = 4 + USED_ELEM.size * (self._last_used % self.size)
         raw_id, raw_length = USED_ELEM.unpack(self.used.read(at, USED_ELEM.size))
         self._last_used = (self._last_used + 1) & 0xFFFF
         if self._event_idx:
             self.avail.put(self._used_event_at, 2, self._last_used)
         head = self._checks.number(raw_id).index(self.size, "a used id is below the queue size", "2.7.8")
-        self._checks.require(head in self._outstanding, "a used id is the head of a chain that the device has", "2.7.8",
-                             str(head))
+        # An element that was there before the chain was lent can't be about it: a driver that lends buffers again while
+        # it takes others back would otherwise take the same completion twice.
+        self._checks.require(self._outstanding.get(head, self._shown) <= self._taken,
+                             "a used id is the head of a chain that the device has", "2.7.8", str(head))
+        self._taken += 1
         token = self._tokens.get(_TOKEN_SIZE * head, _TOKEN_SIZE)
         if not token:
             self._dma.heap.report("null pointer", "request of a used id", f"id {head}")
-        request = self._requests[token]
+        # Without shadows the token stays, as it did where nobody cleared it, and leads to what was freed.
+        request = self._requests.pop(token) if self._shadowed else self._requests[token]
         request.record.read(0, 8)  # a request that is done already is freed: using it again is noticed here
         room = sum(buffer.length for buffer in request.writable)
         request.written = self._checks.number(raw_length).at_most(
@@ -267,7 +286,7 @@ class VirtQueue:
             self._detach_shadowed(head, request.written)
         else:
             self._detach_shared(head, request.written)
-        self._outstanding.discard(head)
+        self._outstanding.pop(head, None)
         request.done = True
         return request
 

@@ -112,6 +112,7 @@ class _Run:
 
     def _use(self, attack: Attack | None, prefix: str = "") -> None:
         scenario, machine, observation = self._scenario, self._machine, self.observation
+        known = len(observation.evidence)
         device = make_device(scenario.device, hooks=attack)
         if self._device is not None:
             self._device.close()
@@ -131,7 +132,7 @@ class _Run:
         machine.heap.check_all()
         self._judge(driver, attack, seen_by_device, prefix)
         observation.completed = not self._halted
-        observation.served = served and not observation.evidence and not driver.violations
+        observation.served = served and len(observation.evidence) == known and not driver.violations
 
     def _stimulus(self, name: str, driver: VirtioDriver, device: Device, prefix: str) -> bool:
         if self._halted:

@@ -103,8 +103,7 @@ class BlkDriver(VirtioDriver):
             self._request(RequestType.IN, sector, into=(data,))
             return data.read(0, size)
         finally:
-            if data.live:
-                self.machine.heap.free(data)
+            self.release(data)
 
     def write(self, sector: int, data: bytes) -> None:
         """Write whole sectors."""
@@ -115,7 +114,7 @@ class BlkDriver(VirtioDriver):
         try:
             self._request(RequestType.OUT, sector, outof=(source,))
         finally:
-            self.machine.heap.free(source)
+            self.release(source)
 
     def flush(self) -> None:
         """Have everything written reach the medium."""
@@ -129,8 +128,7 @@ class BlkDriver(VirtioDriver):
             self._request(RequestType.GET_ID, 0, into=(text,))
             return text.read(0, ID_SIZE).split(b"\0")[0]
         finally:
-            if text.live:
-                self.machine.heap.free(text)
+            self.release(text)
 
     def zero(self, sector: int, count: int, *, discard: bool) -> None:
         """Discard sectors, or write zeroes."""
@@ -141,7 +139,7 @@ class BlkDriver(VirtioDriver):
         try:
             self._request(RequestType.DISCARD if discard else RequestType.WRITE_ZEROES, 0, outof=(segment,))
         finally:
-            self.machine.heap.free(segment)
+            self.release(segment)
 
     def _request(self, kind: RequestType, sector: int, *, into: tuple = (), outof: tuple = ()) -> None:  # type: ignore[type-arg]
         heap = self.machine.heap
@@ -151,7 +149,7 @@ class BlkDriver(VirtioDriver):
         status.put(0, 1, _UNANSWERED)
         room = sum(memory.size for memory in into)
         try:
-            written = self.transact(self.queue(0), [header, *outof], [*into, status])
+            written = self.transact(self.queue(0), [header, *outof], [*into], status)
             answer = self.checks.number(status.get(0, 1)).one_of(
                 tuple(BlkStatus), "a status is OK, IOERR or UNSUPP", "5.2.6")
             if answer != BlkStatus.OK:
@@ -159,6 +157,4 @@ class BlkDriver(VirtioDriver):
             # Without this, what the device did not write would pass for what the disk holds.
             self.checks.number(written).equals(room + 1, "a request that succeeded was answered in full", "5.2.6")
         finally:
-            for memory in (header, status):
-                if memory.live:
-                    heap.free(memory)
+            self.release(header, status)

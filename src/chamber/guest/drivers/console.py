@@ -264,8 +264,10 @@ class ConsoleDriver(VirtioDriver):
         port.memory.read(0, 8)
         buffer = self.machine.heap.alloc(len(data), "console output")
         buffer.write(data)
-        self.transact(self.queue(tx_queue(port.ident)), [buffer], [])
-        self.machine.heap.free(buffer)
+        try:
+            self.transact(self.queue(tx_queue(port.ident)), [buffer], [])
+        finally:
+            self.release(buffer)
 
     def receive(self, port: ConsolePort, size: int) -> bytes:
         """Wait for so many bytes.

@@ -234,14 +234,12 @@ class NetDriver(VirtioDriver):
         ack = heap.alloc(1, "control ack")
         ack.put(0, 1, ACK_ERR)
         try:
-            self.transact(self.queue(self._control), [out], [ack])
+            self.transact(self.queue(self._control), [out], [], ack)
             answer = self.checks.number(ack.get(0, 1)).one_of((ACK_OK, ACK_ERR), "an ack is OK or ERR", "5.1.6.5")
             if answer != ACK_OK:
                 raise Refused("the device refuses the command")
         finally:
-            for memory in (out, ack):
-                if memory.live:
-                    heap.free(memory)
+            self.release(out, ack)
 
     def set_promiscuous(self, *, on: bool) -> None:
         """Receive everything, or not."""

@@ -41,5 +41,4 @@ class RngDriver(VirtioDriver):
             # Only what the device wrote: the rest of the buffer holds what the guest's memory held before.
             return buffer.read(0, length)
         finally:
-            if buffer.live:
-                self.machine.heap.free(buffer)
+            self.release(buffer)
