@@ -196,7 +196,7 @@ class Pool(RuleBasedStateMachine):
     def unmap(self, mapping: int, written: int) -> None:
         thing, offset, content, direction = self.live.pop(mapping)
         length = thing.size - offset - 8
-        taken = min(written, length) if direction is Direction.FROM_DEVICE else 0
+        taken = 0 if direction is Direction.TO_DEVICE else min(written, length)
         arrived = self.memory.peek(mapping, taken)
         self.pool.unmap(mapping, written)
         assert thing.read() == content[:offset] + arrived + content[offset + taken:]
