@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from chamber.lab.agent.report import Silence
 
 __all__ = (
     "DEBUGFS",
+    "SECRET",
     "bind_platform",
     "check_slabs",
     "load_module",
@@ -32,7 +34,8 @@ _POWER_OFF = 0x4321FEDC
 _PLATFORM = Path("/sys/bus/platform/drivers/virtio-uml")
 _VIRTIO = Path("/sys/bus/virtio/devices")
 _SLABS = Path("/sys/kernel/slab")
-_PLANTED_PIPES = 16
+_PLANTED_PIPES = 8
+_PLANTED_SOCKETS = 16
 DEBUGFS = Path("/sys/kernel/debug")
 
 
@@ -167,9 +170,29 @@ def read_tree(top: Path, *, depth: int = 3, limit: int = 400) -> int:
     return count
 
 
-def plant(marker: bytes) -> None:
+class _Secret:
+    """What `plant` leaves behind; the host says what it is, to know it again."""
+
+    marker = b"\0"
+
+
+SECRET = _Secret()
+
+
+def plant() -> None:
     """Leave a secret in pages that the kernel has freed and will use again; any guest's memory is full of such."""
+    marker = SECRET.marker
     page = (marker * (4096 // len(marker) + 1))[:4096]
+    # Datagrams lie in blocks of eight pages, from which drivers take receive buffers too.
+    for _ in range(_PLANTED_SOCKETS):
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with left, right:
+            left.setblocking(False)
+            try:
+                while left.send(page * 15):
+                    pass
+            except OSError:
+                pass  # full, or larger than a datagram may be
     for _ in range(_PLANTED_PIPES):
         out, into = os.pipe()
         os.set_blocking(into, False)

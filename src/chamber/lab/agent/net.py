@@ -53,7 +53,8 @@ def _flags(control: socket.socket, name: str) -> int:
 
 
 def up(name: str) -> None:
-    """Give the interface its address and bring it up."""
+    """Give the interface its address and bring it up; its receive buffers come from memory that held secrets."""
+    kernel.plant()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFADDR, _ifreq(name, _address(GUEST)))
         fcntl.ioctl(control, _SIOCSIFNETMASK, _ifreq(name, _address("255.255.255.0")))
