@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from chamber.lab.model_transport import ModelTransport
 from chamber.lab.observation import Evidence, Harm, Observation
 from chamber.platform.heap import MemoryViolation
 from chamber.platform.scheduler import BudgetExhausted
+from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +115,10 @@ class _Run:
     def _use(self, attack: Attack | None, prefix: str = "") -> None:
         scenario, machine, observation = self._scenario, self._machine, self.observation
         known = len(observation.evidence)
-        device = make_device(scenario.device, hooks=attack)
+        # The one device with a choice of its own; a seed shall decide the whole run.
+        dice = random.Random(f"{prefix}{scenario.seed}")  # noqa: S311 - as above
+        options = {"source": dice.randbytes} if scenario.device is DeviceType.RNG else {}
+        device = make_device(scenario.device, hooks=attack, **options)
         if self._device is not None:
             self._device.close()
         self._device = device

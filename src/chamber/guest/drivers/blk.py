@@ -67,8 +67,20 @@ class BlkDriver(VirtioDriver):
             exponent = self.read_config("topology.physical_block_exp").at_most(
                 16, "a physical block is no larger than 32 MiB", "5.2.4")
             self.physical_block = self.blk_size << min(exponent, 64)
+        self._range_sectors = {True: 0, False: 0}
+        if self.has(_F.DISCARD):
+            self._range_sectors[True] = self._range_limit("max_discard")
+            self._alignment = self.read_config("discard_sector_alignment").between(
+                1, 0xFFFFFFFF, "ranges to discard are aligned to a sector at least", "5.2.4")
+        if self.has(_F.WRITE_ZEROES):
+            self._range_sectors[False] = self._range_limit("max_write_zeroes")
         if self.has(_F.CONFIG_WCE):
             self.cache_type()
+
+    def _range_limit(self, name: str) -> int:
+        """Read how many sectors a range of a DISCARD or WRITE_ZEROES may have; one range at a time is all we send."""
+        self.read_config(f"{name}_seg").between(1, 0xFFFFFFFF, "a request has one range at least", "5.2.4")
+        return self.read_config(f"{name}_sectors").between(1, 0xFFFFFFFF, "a range has one sector at least", "5.2.4")
 
     def cache_type(self) -> str:
         """Name the cache mode that the device has now."""
@@ -131,13 +143,22 @@ class BlkDriver(VirtioDriver):
             self.release(text)
 
     def zero(self, sector: int, count: int, *, discard: bool) -> None:
-        """Discard sectors, or write zeroes."""
+        """Discard sectors, as far as they are aligned, or write zeroes."""
         if not self.has(_F.DISCARD if discard else _F.WRITE_ZEROES):
             raise Refused("the device offers no such request")
+        if discard:
+            end = (sector + count) // self._alignment * self._alignment
+            sector = -(-sector // self._alignment) * self._alignment
+            count = end - sector
+        for start in range(sector, sector + count, self._range_sectors[discard]):
+            part = min(self._range_sectors[discard], sector + count - start)
+            self._zero_range(start, part, RequestType.DISCARD if discard else RequestType.WRITE_ZEROES)
+
+    def _zero_range(self, sector: int, count: int, kind: RequestType) -> None:
         segment = self.machine.heap.alloc(SEGMENT.size, "segment")
         segment.write(bytes(SEGMENT.pack(sector=sector, num_sectors=count, flags=0)))
         try:
-            self._request(RequestType.DISCARD if discard else RequestType.WRITE_ZEROES, 0, outof=(segment,))
+            self._request(kind, 0, outof=(segment,))
         finally:
             self.release(segment)
 

@@ -102,6 +102,8 @@ class NetDriver(VirtioDriver):
             buffer = self.machine.heap.alloc(HDR.size + _FRAME, "receive buffer")
             self._lent[self.lend(queue, [], [buffer])] = buffer
         self.kick(queue)
+        if not self.has(_F.MAC):
+            self.set_mac(self.mac)
 
     def free_buffers(self) -> None:
         """Free what was lent."""
