@@ -39,7 +39,8 @@ _GRACE_SECONDS: Final = 2.0
 _OFF_SECONDS: Final = 6.0
 _CHECK_SECONDS: Final = 10.0
 _TRANSCRIPT_LIMIT: Final = 2000
-_WAKE_AFTER: Final = 0.1
+_WAKE_AFTER: Final = 0.06
+_WAKE_AGAIN: Final = 1.0
 _SPIN_SECONDS: Final = 0.0005
 
 LOUD: Final = ("slub_debug=FZPU",)
@@ -103,11 +104,16 @@ class UmlRunner:
         elif self._device is not None:
             self._device.host_action(action)
 
-    def _wake(self) -> None:
-        """Press the button until the guest says that it is awake: a press before it sleeps is lost."""
-        if self._waking and self._guest is not None:
+    def _wake(self, used: float = -1.0) -> None:
+        """Press the button once the guest sleeps: earlier it is lost, or hits User-Mode Linux where it holds a lock."""
+        if not self._waking or self._guest is None:
+            return
+        now = self._guest.processor_seconds()
+        if now == used:
             self._guest.wake()
-            self._loop.call_later(_WAKE_AFTER, self._wake)
+            self._loop.call_later(_WAKE_AGAIN, self._wake)
+        else:
+            self._loop.call_later(_WAKE_AFTER, partial(self._wake, now))
 
     # Guests.
 
