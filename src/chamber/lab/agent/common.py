@@ -32,8 +32,8 @@ def rebind(virtio: str, report: Report) -> None:
 def suspend(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
     """Suspend the guest to idle and wake it; the host presses the button.
 
-    A driver's work after the probe is let come to its end first: suspending in the middle of it hangs the console driver
-    of Linux 6.1 with an honest host as well.
+    A driver's work after the probe is let come to its end first: suspending in the middle of it hangs the console
+    driver of Linux 6.1 with an honest host as well.
     """
     for turn in range(2):
         time.sleep(_SETTLE_SECONDS)
