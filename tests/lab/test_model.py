@@ -157,6 +157,15 @@ def test_an_answer_to_what_was_given_up_finds_nothing_freed(profile: str, broken
     assert (Harm.MEMORY in harms(observation)) == broken
 
 
+@pytest.mark.parametrize(("profile", "broken"), [("bare", True), ("bounced", True), ("hardened", False)])
+@pytest.mark.parametrize("device", DeviceType, ids=lambda device: device.short)
+def test_a_device_that_outlives_the_shutdown(device: DeviceType, profile: str, broken: bool) -> None:
+    spec = find(f"{device.short}-shutdown-interrupt")
+    observation = ModelTarget().run(Scenario(device, spec.stimuli, spec, profile))
+    assert observation.strikes
+    assert (Harm.MEMORY in harms(observation)) == broken
+
+
 HARDENED = [spec for spec in catalogue() if "model" in spec.targets]
 
 

@@ -109,10 +109,11 @@ class VirtioDriver(ABC):
             self._deafen()
 
     def shutdown(self) -> None:
-        """The guest goes down: the device must not touch memory any more."""
+        """The guest goes down, and its memory to whoever comes next: the device must not touch it any more."""
         if self.machine.profile.ordered:
             self._deafen()
             self.transport.write_status(Status.RESET)
+        self._free()
 
     def _negotiate(self) -> None:
         transport = self.transport

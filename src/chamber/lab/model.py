@@ -32,6 +32,7 @@ __all__ = ("ModelTarget",)
 
 _TRANSCRIPT: Final = 2000
 _AFTER_SECONDS: Final = 1.0
+_REST_SECONDS: Final = 0.1
 _REBINDS: Final = 3
 _NULL: Final = "null pointer"
 
@@ -143,7 +144,9 @@ class _Run:
         if self._halted:
             return False
         if name == "shutdown":
-            return self._step("shutdown", driver.shutdown, prefix)
+            # What an honest device still had to say is said by then.
+            return (self._step("rest", lambda: self._machine.settle(_REST_SECONDS), prefix)
+                    and self._step("shutdown", driver.shutdown, prefix))
         if name == "rebind":
             return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
                        for _ in range(_REBINDS))
