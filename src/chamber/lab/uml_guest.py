@@ -38,6 +38,7 @@ MEMORY_MB: Final = 96
 _BOOT_SECONDS: Final = 60.0
 _CONSOLE_LIMIT: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _MCONSOLE = struct.Struct("=III512s")
 _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
 
@@ -115,6 +116,7 @@ class UmlGuest:
             ]
             fp_filter = needs_fp_filter()
             libc = ctypes.CDLL(None)
+            libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
             def prepare() -> None:
                 # The guest must not outlive whoever started it, however that one ends.
@@ -145,7 +147,6 @@ class UmlGuest:
             reason = "no word from its agent" if hello is None else hello["failed"]
             raise TargetError(f"{self.kernel.path} did not boot: {reason}")
         self.platform = dict(zip(self.backends, hello["devices"], strict=True))
-        self._closing.callback(self._kill_strays, _children_in_other_sessions(self.pid))
         self.take_console()
 
     # What the guest says.
@@ -285,32 +286,33 @@ class UmlGuest:
     # The end.
 
     def _kill(self) -> None:
+        """End the guest and all of its processes: they are host processes that outlive their kernel."""
         process = self._process
         if process is None:
             return
-        # The guest's processes are host processes of its group; the kernel's own death does not end them.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-    @staticmethod
-    def _kill_strays(strays: list[int]) -> None:
-        for watch in strays:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(watch, signal.SIGKILL)
-            os.close(watch)
+        # Orphans came to this process (PR_SET_CHILD_SUBREAPER): those of the guest's group, killed above, and those that
+        # left it, as the one that watches for changes of a terminal's size.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-process.pid, 0):
+                pass
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                if f"uml_dir={self.folder}/".encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
 
     def close(self) -> None:
         """End the guest and remove what it left."""
         self._closing.close()
 
 
-def _children_in_other_sessions(pid: int) -> list[int]:
-    """Return process descriptors of a guest's children that left its group, as the watcher of terminal sizes does."""
-    strays = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text(encoding="ascii").split():
-            with contextlib.suppress(ProcessLookupError):
-                if os.getsid(int(child)) != pid:
-                    strays.append(os.pidfd_open(int(child)))
-    return strays
+def _children() -> list[int]:
+    """Return the ids of this process's children."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found

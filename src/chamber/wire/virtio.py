@@ -65,6 +65,7 @@ def feature_names(features: int, *namespaces: type[enum.IntEnum]) -> list[str]:
     names: list[str] = []
     for number in range(features.bit_length()):
         if features >> number & 1:
-            known = [member.name for space in (*namespaces, Feature) for member in space if member == number]
+            spaces: tuple[type[enum.IntEnum], ...] = (*namespaces, Feature)
+            known = [member.name for space in spaces for member in space if member == number]
             names.append(known[0] if known else f"bit {number}")
     return names
