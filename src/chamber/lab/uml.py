@@ -129,29 +129,39 @@ class _Worker:
         return observation
 
     def close(self) -> None:
-        self.connection.close()
         self._process.terminate()
         self._process.join(10)
+        self.connection.close()
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         self._process.close()
 
 
+def _end(_signal: int, _frame: object) -> None:
+    """End in order, once: a second signal must not interrupt the cleaning up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
 def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], parent: int) -> None:
     """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: (_ for _ in ()).throw(SystemExit(0)))
+    signal.signal(signal.SIGTERM, _end)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return
     runner = UmlRunner(kernel, options=options)
     try:
-        while True:
-            _, device, stimuli, attack, seed = connection.recv()
-            scenario = Scenario(device, stimuli, None if attack is None else find(attack), None, seed)
-            connection.send(runner.run(scenario))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
+        try:
+            while True:
+                _, device, stimuli, attack, seed = connection.recv()
+                scenario = Scenario(device, stimuli, None if attack is None else find(attack), None, seed)
+                connection.send(runner.run(scenario))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            # The end may come by the connection and by a signal at once; neither must cut the other's cleaning up short.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     finally:
         runner.close()

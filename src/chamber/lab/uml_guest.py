@@ -293,26 +293,28 @@ class UmlGuest:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # Orphans came to this process (PR_SET_CHILD_SUBREAPER): those of the guest's group, killed above, and those that
-        # left it, as the one that watches for changes of a terminal's size.
+        # Orphans came to this process (PR_SET_CHILD_SUBREAPER): those of the guest's group, killed above, and those
+        # that left it, as the one that watches for changes of a terminal's size.
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-process.pid, 0):
                 pass
-        for child in _children():
+        for pid in _processes(f"uml_dir={self.folder}/"):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                if f"uml_dir={self.folder}/".encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
     def close(self) -> None:
         """End the guest and remove what it left."""
         self._closing.close()
 
 
-def _children() -> list[int]:
-    """Return the ids of this process's children."""
-    found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += map(int, (task / "children").read_text(encoding="ascii").split())
+def _processes(argument: str) -> list[int]:
+    """Return the ids of all processes that have an argument."""
+    wanted = argument.encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
     return found
