@@ -161,7 +161,7 @@ def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], p
         except (EOFError, BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            # The end may come by the connection and by a signal at once; neither must cut the other's cleaning up short.
+            # The end may come by the connection and by a signal at once; neither must cut the other short.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
     finally:
         runner.close()
