@@ -1,0 +1,121 @@
+"""Print what Chamber costs on this machine, and write it to docs/benchmarks.md: ``make bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bench.ring import reads_a_second
+from chamber.lab.observation import TargetError
+from chamber.lab.uml_kernel import find_kernel
+from chamber.lab.uml_runner import DEVICES, LOUD, UmlRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUNS = 3
+CYCLES = 300
+OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+
+def cycles(options: tuple[str, ...]) -> list[str]:
+    """Probe and remove cycles a second, for each device, on one guest."""
+    rows = []
+    for device in DEVICES:
+        rates = []
+        for _ in range(RUNS):
+            runner = UmlRunner(find_kernel(), options=options)
+            with contextlib.closing(runner):
+                guest = runner.guest()
+                answer = guest.request(120, do="cycle", platform=guest.platform[device], count=CYCLES)
+                if answer is None or "seconds" not in answer:
+                    raise TargetError(f"{device.short}: no cycles: {answer}")
+                rates.append(CYCLES / float(answer["seconds"]))
+        rows.append(f"| {device.short} | {' '.join(options) or 'none'} | {statistics.median(rates):.0f} | "
+                    f"{min(rates):.0f} to {max(rates):.0f} |")
+    return rows
+
+
+def memory() -> list[str]:
+    """Memory of one guest and of the process that serves it, pages shared between them counted once."""
+    runner = UmlRunner(find_kernel())
+    with contextlib.closing(runner):
+        guest = runner.guest()
+        members = [os.getpid(), *(int(p.name) for p in Path("/proc").iterdir()
+                                  if p.name.isdigit() and _group(p) == guest.pid)]
+        sizes = [_proportional(pid) for pid in members]
+    return [f"| guest and its devices, {len(members)} processes | {sum(sizes) / 1024:.0f} MB |"]
+
+
+def _group(process: Path) -> int:
+    try:
+        return os.getpgid(int(process.name))
+    except ProcessLookupError:
+        return 0
+
+
+def _proportional(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def assess(target: str) -> str:
+    """Wall time of a whole assessment."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-c", "from chamber.cli.main import main; main()", "assess", "--target", target,
+                   "--out", out]
+        begin = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds = time.monotonic() - begin
+    first = next((line for line in done.stderr.splitlines() if "attacks" in line), "")
+    return f"| {target} | {seconds:.0f} s | {first.partition(': ')[2]} |"
+
+
+def main() -> None:
+    """Measure everything, print it and write it down."""
+    console = Console()
+    where = f"{os.cpu_count()} processors, Python {sys.version.split()[0]}"
+    lines = [
+        "# Benchmarks", "",
+        f"`make bench`, {datetime.datetime.now(tz=datetime.UTC).date()}, {where}. Compare within a table alone.", "",
+        "## The device half of a queue", "", "| 4 KiB reads a second, interpreted, one process | |", "|---|---|",
+        f"| blk from memory, driver and device | {statistics.median(reads_a_second() for _ in range(RUNS)):,.0f} |", "",
+    ]
+    steps: list[tuple[str, str, list[str], list[Callable[[], list[str]]]]] = [
+        ("## Probe and remove on one guest", f"Median of {RUNS} boots, {CYCLES} cycles each.",
+         ["| device | kernel options | cycles a second | range |", "|---|---|---|---|"],
+         [partial(cycles, ()), partial(cycles, LOUD)]),
+        ("## Memory", "Proportional set size.", ["| what | size |", "|---|---|"], [memory]),
+        ("## A whole assessment", "After set-up.", ["| target | wall time | plan |", "|---|---|---|"],
+         [lambda: [assess("model")], lambda: [assess("uml")]]),
+    ]
+    for title, note, head, calls in steps:
+        console.print(title, markup=False)
+        lines += [title, "", note, "", *head]
+        for call in calls:
+            try:
+                rows = call()
+            except TargetError as missing:
+                rows = [f"| left out: {missing} |"]
+            console.print("\n".join(rows), markup=False)
+            lines += rows
+        lines.append("")
+    OUT.write_text("\n".join(lines), encoding="utf-8")
+    console.print(f"written to {OUT}", markup=False)
+
+
+if __name__ == "__main__":
+    main()
