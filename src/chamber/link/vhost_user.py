@@ -147,6 +147,7 @@ class Session:
         self._memory = SharedMemory(observer)
         self._vrings = [_Vring(i) for i in range(device.queue_count)]
         self._acked_protocol = 0
+        self._protocol_set = False
         self._features = 0
         self._status = 0
         self._polling = False
@@ -292,6 +293,7 @@ class Session:
             raise WireError("INBAND_NOTIFICATIONS needs BACKEND_REQ and REPLY_ACK",
                             spec="vhost-user, In-band notifications")
         self._acked_protocol = payload.value
+        self._protocol_set = True
 
     def _get_queue_num(self, _payload: Payload, _message: Message) -> Payload:
         return U64(len(self._vrings))
@@ -399,7 +401,8 @@ class Session:
 
     def _set_vring_enable(self, payload: Payload, _message: Message) -> None:
         assert isinstance(payload, VringState)
-        if not self._features >> F_PROTOCOL_FEATURES & 1:
+        # QEMU enables network rings before it sets features; that it set protocol features tells as much.
+        if not (self._features >> F_PROTOCOL_FEATURES & 1 or self._protocol_set):
             raise WireError("SET_VRING_ENABLE needs VHOST_USER_F_PROTOCOL_FEATURES",
                             spec="vhost-user, SET_VRING_ENABLE")
         vring = self._vring(payload.index)
