@@ -64,7 +64,6 @@ def test_honest_devices_bear_a_shutdown(runner: UmlRunner) -> None:
     ("console-port-name-underflow", Harm.MEMORY, "strncpy"),
     ("net-rss-indirection-overflow", Harm.MEMORY, "overwritten"),
     ("blk-config-writeback-beyond", Harm.DENIAL, "cache_type_show"),
-    ("console-features-size", Harm.MEMORY, "freed or unwritten memory"),
     ("blk-early-used", Harm.MEMORY, "virtblk_done"),
     ("net-echo-stale", Harm.LEAK, "planted secret"),
 ])
