@@ -85,8 +85,8 @@ def serve_device(device: Device, path: Path, *, trace: bool) -> None:
             raise click.UsageError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
         if path.exists() and not path.is_socket():
             raise click.UsageError(f"{path}: exists and is no socket")
-        click.echo(f"serving {device.type.short} on {path}", err=True)
-        vhost_user.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None)
+        vhost_user.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None,
+                         ready=lambda: click.echo(f"serving {device.type.short} on {path}", err=True))
     except FileExistsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:

@@ -664,13 +664,16 @@ def _listen(path: Path) -> socket.socket:
 
 
 def serve(device: Servable, path: Path, *, stop: Callable[[], bool] = lambda: False,
-          trace: Callable[[str], None] | None = None) -> None:
+          trace: Callable[[str], None] | None = None, ready: Callable[[], None] = lambda: None) -> None:
     """Serve a device on a socket until `stop()` says so, asked twice a second, or KeyboardInterrupt comes.
+
+    `ready` is called once the socket is there.
 
     The device is closed at the end, and the socket removed.
     """
     with EventLoop(spin=_SPIN_SECONDS) as loop, contextlib.closing(Backend(path, lambda: device, loop, trace=trace)):
         try:
+            ready()
             while not stop():
                 loop.run_until(lambda: False, time.monotonic() + 0.5)
         finally:
