@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 
 from chamber.attacks.attack import Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import UnknownAttackError, catalogue, find
-from chamber.wire.virtio import DeviceType
+from chamber.device.catalogue import TYPES
+from chamber.lab.model_stimuli import STIMULI as MODEL
 
-STIMULI = {
-    "use", "inspect", "rebind", "shutdown", "suspend", "discard", "configure", "forward", "xdp", "hotplug", "hangup",
-}
+if TYPE_CHECKING:
+    from chamber.wire.virtio import DeviceType
+
+STIMULI = {"use", "inspect", "rebind", "shutdown", "suspend", *(name for own in MODEL.values() for name in own)}
 
 
 def test_names_are_unique() -> None:
@@ -46,7 +49,7 @@ def test_attacks_on_memory_never_lent_stay_in_the_model() -> None:
     assert {spec.targets for spec in catalogue() if spec.surface is Surface.DMA} == {frozenset({"model"})}
 
 
-@pytest.mark.parametrize("device", DeviceType)
+@pytest.mark.parametrize("device", TYPES)
 def test_every_device_is_attacked_on_every_common_surface(device: DeviceType) -> None:
     surfaces = {spec.surface for spec in catalogue() if spec.device is device}
     assert surfaces >= {Surface.FEATURES, Surface.RING, Surface.LENGTH, Surface.NOTIFICATION, Surface.LIFECYCLE,

@@ -7,7 +7,6 @@ import random
 import struct
 from typing import TYPE_CHECKING
 
-from chamber.attacks.roles import role_of
 from chamber.device.catalogue import make_device
 from chamber.device.net import GUEST_MAC
 from chamber.device.net_peer import GUEST_IP, PEER_IP
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chamber.attacks.attack import Attack
+
+USES: dict[DeviceType, Callable[[Victim], None]] = {}
+"""How each device type is used, besides those that `Victim` itself uses."""
 
 
 class Victim:
@@ -58,8 +60,12 @@ class Victim:
 
     def run(self) -> None:
         """Use the device, let time pass, and remove it."""
-        {DeviceType.BLOCK: self._use_blk, DeviceType.NET: self._use_net, DeviceType.CONSOLE: self._use_console,
-         DeviceType.RNG: self._use_rng}[self.device.type]()
+        own = {DeviceType.BLOCK: self._use_blk, DeviceType.NET: self._use_net, DeviceType.CONSOLE: self._use_console,
+               DeviceType.RNG: self._use_rng}.get(self.device.type)
+        if own is None:
+            USES[self.device.type](self)
+        else:
+            own()
         self._read_config()
         self.wait()
         for queue in reversed(self.device.queues):
@@ -194,7 +200,7 @@ class Victim:
         for _ in range(40):
             self.driver.add(0, [], [2048])
         self.driver.notify(0)
-        control = [i for i in range(len(self.driver.queues)) if role_of(self.device, i) == "ctrl"]
+        control = [i for i in range(len(self.driver.queues)) if self.device.queue_role(i) == "ctrl"]
         if control and self.device.has(net.NetFeature.CTRL_VQ):
             for command in (b"\x00\x00\x01", b"\x00\x01\x00", b"\x01\x01" + GUEST_MAC):
                 self.request(control[0], [command], [1])

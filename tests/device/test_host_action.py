@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 from chamber.device.blk import BlkDevice
-from chamber.device.catalogue import make_device
+from chamber.device.catalogue import TYPES, make_device
 from chamber.device.console import EXTRA_PORT, ConsoleDevice
 from chamber.wire import blk, console
 from chamber.wire.console import CONTROL, CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEvent, ConsoleFeature, rx_queue
@@ -72,7 +72,7 @@ def test_a_disk_shrinks_and_grows() -> None:
 
 
 def test_what_a_device_does_not_know_it_ignores() -> None:
-    for kind in DeviceType:
+    for kind in TYPES:
         device = make_device(kind)
         driver = Driver(device)
         device.host_action("dance")

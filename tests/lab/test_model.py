@@ -10,8 +10,10 @@ import pytest
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import catalogue, find
 from chamber.attacks.ring import Withheld
+from chamber.device.catalogue import TYPES
 from chamber.guest.profile import PROFILES
 from chamber.lab.model import ModelTarget
+from chamber.lab.model_stimuli import STIMULI
 from chamber.lab.observation import Harm, Observation, Scenario
 from chamber.wire.virtio import DeviceType
 
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
     from chamber.device.queue import DeviceQueue
 
 COMMON = ("use", "inspect", "rebind", "shutdown")
-OF_DEVICE = {DeviceType.BLOCK: ("discard",), DeviceType.NET: ("configure", "forward", "xdp"),
-             DeviceType.CONSOLE: ("hotplug", "hangup"), DeviceType.RNG: ()}
-STIMULI = [(device, name) for device in DeviceType for name in (*COMMON, *OF_DEVICE[device])]
+STIMULI_OF = [(device, name) for device in TYPES for name in (*COMMON, *sorted(STIMULI[device].keys() - set(COMMON)))]
 
 
 def run(device: DeviceType, profile: str, *stimuli: str, attack: Callable[[], Attack] | None = None,
@@ -38,7 +38,7 @@ def harms(observation: Observation) -> set[Harm]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize(("device", "stimulus"), STIMULI, ids=lambda value: getattr(value, "short", value))
+@pytest.mark.parametrize(("device", "stimulus"), STIMULI_OF, ids=lambda value: getattr(value, "short", value))
 def test_an_honest_device_is_served(device: DeviceType, stimulus: str, profile: str) -> None:
     for seed in range(3):
         observation = run(device, profile, stimulus, seed=seed)
@@ -49,14 +49,14 @@ def test_an_honest_device_is_served(device: DeviceType, stimulus: str, profile: 
         assert not observation.failure
 
 
-@pytest.mark.parametrize("device", DeviceType, ids=lambda device: device.short)
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_stimuli_of_the_catalogue_are_known_to_the_model(device: DeviceType) -> None:
     used = {name for spec in catalogue() if spec.device is device and "model" in spec.targets for name in spec.stimuli}
-    assert used <= {*COMMON, *OF_DEVICE[device]}
+    assert used <= {*COMMON, *STIMULI[device]}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("device", DeviceType, ids=lambda device: device.short)
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_a_device_is_probed_and_removed_again_and_again(device: DeviceType, profile: str) -> None:
     observation = run(device, profile, *("rebind",) * 10)
     assert observation.served
@@ -114,7 +114,7 @@ class Deaf(Attack):
         return False
 
 
-@pytest.mark.parametrize(("profile", "device"), list(product(PROFILES, DeviceType)),
+@pytest.mark.parametrize(("profile", "device"), list(product(PROFILES, TYPES)),
                          ids=lambda value: getattr(value, "short", value))
 def test_what_strikes_and_does_nothing_is_survived(profile: str, device: DeviceType) -> None:
     observation = run(device, profile, attack=Quiet)
@@ -142,7 +142,7 @@ def test_what_lies_around_a_buffer(profile: str, expected: set[Harm]) -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("device", DeviceType, ids=lambda device: device.short)
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_silence_denies_and_does_nothing_worse(device: DeviceType, profile: str) -> None:
     observation = run(device, profile, attack=Deaf)
     assert harms(observation) == {Harm.DENIAL}
@@ -158,7 +158,7 @@ def test_an_answer_to_what_was_given_up_finds_nothing_freed(profile: str, broken
 
 
 @pytest.mark.parametrize(("profile", "broken"), [("bare", True), ("bounced", True), ("hardened", False)])
-@pytest.mark.parametrize("device", DeviceType, ids=lambda device: device.short)
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_a_device_that_outlives_the_shutdown(device: DeviceType, profile: str, broken: bool) -> None:
     spec = find(f"{device.short}-shutdown-interrupt")
     observation = ModelTarget().run(Scenario(device, spec.stimuli, spec, profile))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.lifecycle import EarlyUsed
-from chamber.attacks.roles import role_of
 from chamber.device.errors import DriverError
 from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import DeviceType, bit
@@ -77,7 +76,7 @@ class Script(Attack):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """See what the driver says."""
-        if self._times and role_of(self.device, queue.index) == "control-tx":
+        if self._times and self.device.queue_role(queue.index) == "control-tx":
             raw = chain.read(0, _CONTROL.size)
             if len(raw) == _CONTROL.size:
                 port, event, _ = _CONTROL.unpack(raw)
@@ -165,7 +164,7 @@ class Input(Attack):
 
     def notified(self, queue: DeviceQueue) -> None:
         """Use up what the driver gave."""
-        if role_of(self.device, queue.index) != "rx":
+        if self.device.queue_role(queue.index) != "rx":
             return
         with suppress(DriverError, DmaFault):
             while self._left and (chain := queue.pop()) is not None:
@@ -211,7 +210,7 @@ class Swallow(Attack):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Complete, and do nothing."""
-        if role_of(self.device, queue.index) != "control-tx":
+        if self.device.queue_role(queue.index) != "control-tx":
             return True
         queue.push(chain.head, 0)
         self.strike(f"control message of {chain.readable_size} bytes ignored")
@@ -233,7 +232,7 @@ class ControlType(Attack):
 
     def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:
         """Rewrite the event before the driver sees the message."""
-        if self._left and length and role_of(self.device, queue.index) == "control":
+        if self._left and length and self.device.queue_role(queue.index) == "control":
             self._left -= 1
             chain.write(struct.pack("<H", self._event), 4)
             self.strike(f"event {self._event} in place of the true one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.device.catalogue import TYPES
 from chamber.wire.blk import BlkFeature as Blk
 from chamber.wire.console import ConsoleFeature as Console
 from chamber.wire.net import NetFeature as Net
@@ -107,20 +108,19 @@ _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
         ("size", bit(Console.SIZE), 0, "offers SIZE, and sends a size that it does not keep"),
         ("emergency-alone", 0, bit(Console.SIZE, Console.MULTIPORT), "offers EMERG_WRITE alone"),
     ),
-    DeviceType.RNG: (),
 }
 
 
 def feature_attacks() -> Iterator[AttackSpec]:
     """Attacks on feature negotiation, for every device."""
-    for device in DeviceType:
+    for device in TYPES:
         for what, spec, summary, change in _COMMON:
             yield AttackSpec(
                 f"{device.short}-{what}", device, Surface.FEATURES, Aim.MEMORY, f"virtio 1.3, {spec}",
                 f"The device {summary}.",
                 lambda change=change: Offer(change),  # type: ignore[misc]
                 stimuli=("use", "rebind"))
-        for what, more, less, summary in _SINGLE[device]:
+        for what, more, less, summary in _SINGLE.get(device, ()):
             yield AttackSpec(
                 f"{device.short}-features-{what}", device, Surface.FEATURES, Aim.MEMORY, "virtio 1.3, 2.2.1",
                 f"The device {summary}.",

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.attacks.roles import role_of
 from chamber.device.errors import DriverError
 from chamber.wire.errors import DmaFault, WireError
 from chamber.wire.ethernet import Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4, Tcp, TcpFlag, Udp
@@ -102,7 +101,7 @@ class Frames(Attack):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Listen, and answer."""
-        if role_of(self.device, queue.index) == "tx":
+        if self.device.queue_role(queue.index) == "tx":
             header = HDR_HASH.size if self.device.has(NetFeature.HASH_REPORT) else HDR.size
             frame = chain.read(header, 2048)
             if _MARK * 8 in frame:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.device.catalogue import TYPES
 from chamber.device.errors import DriverError
 from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import DeviceType
@@ -268,7 +269,7 @@ _KNOWN: Final = {
 
 def lifecycle_attacks() -> Iterator[AttackSpec]:
     """Attacks on the edges of a driver's life and of a buffer's, for every device."""
-    for device in DeviceType:
+    for device in TYPES:
         for what, surface, aim, spec, summary, make, stimuli, targets in _KINDS:
             if device is DeviceType.RNG and what == "readable-overwritten":
                 continue  # its requests have nothing to read

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.config import ConfigLie
 from chamber.attacks.ring import UsedLie, used_lie
-from chamber.attacks.roles import role_of
 from chamber.wire.net import CONFIG, HDR, GsoType, HdrFlag, NetFeature, NetStatus
 from chamber.wire.virtio import DeviceType, bit
 
@@ -44,7 +43,7 @@ class HeaderLie(Attack):
     def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:
         """Rewrite the header before the driver sees it."""
         honest = ((chain.head, length),)
-        if role_of(self.device, queue.index) != "rx":
+        if self.device.queue_role(queue.index) != "rx":
             return honest
         if self._continued:
             self._continued -= 1
@@ -79,7 +78,7 @@ class CtrlAck(Attack):
 
     def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:
         """Rewrite the last byte."""
-        if chain.writable_size and role_of(self.device, queue.index) == "ctrl":
+        if chain.writable_size and self.device.queue_role(queue.index) == "ctrl":
             command = chain.read(0, 2).hex()
             chain.write(bytes((self._value,)), chain.writable_size - 1)
             self.strike(f"control command {command} acknowledged with {self._value}")

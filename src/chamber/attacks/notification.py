@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire.virtio import DeviceType
+from chamber.device.catalogue import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,7 +180,7 @@ _KNOWN: Final = {
 
 def notification_attacks() -> Iterator[AttackSpec]:
     """Attacks with interrupts alone, for every device."""
-    for device in DeviceType:
+    for device in TYPES:
         for what, spec, summary, aim, make, stimuli in _KINDS:
             name = f"{device.short}-{what}"
             yield AttackSpec(name, device, Surface.NOTIFICATION, aim, f"virtio 1.3, {spec}", f"The device {summary}.",

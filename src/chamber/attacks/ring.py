@@ -325,7 +325,7 @@ class Withheld(AtRole):
     """Keeps a chain, for good or until later.
 
     Args:
-        role: as `roles.role_of` names it.
+        role: as `Device.queue_role` names it.
         after: chains to serve first.
         delay: seconds until it is served after all; None for never.
 

@@ -9,33 +9,9 @@ from chamber.attacks.attack import Attack
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
-    from chamber.device.base import Device
     from chamber.device.queue import DeviceQueue
 
-__all__ = ("PLACES", "AtRole", "Place", "role_of")
-
-_NET_F_MQ: Final = 22
-_NET_F_RSS: Final = 60
-
-
-def role_of(device: Device, index: int) -> str:
-    """What a queue is for (virtio 1.3, 5.1.2, 5.2.2, 5.3.2, 5.4.2).
-
-    ``requests`` for blk and rng; ``rx``, ``tx``, ``ctrl`` for net; ``rx``, ``tx``, ``control``, ``control-tx`` for
-    console.
-    """
-    if device.type is DeviceType.NET:
-        multiqueue = device.has(_NET_F_MQ) or device.has(_NET_F_RSS)
-        pairs = int.from_bytes(device.config[8:10], "little") if multiqueue else 1
-        if index == 2 * max(pairs, 1):
-            return "ctrl"
-    elif device.type is DeviceType.CONSOLE:
-        if index in {2, 3}:
-            return "control" if index == 2 else "control-tx"
-    else:
-        return "requests"
-    return "tx" if index % 2 else "rx"
-
+__all__ = ("PLACES", "AtRole", "Place")
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -43,7 +19,7 @@ class Place:
 
     Attributes:
         device: device type.
-        role: as `role_of` names it.
+        role: as `Device.queue_role` names it.
         prefix: how names of attacks on it start.
         after: completions to let pass, so that the guest gets as far as its first use of the device.
 
@@ -72,7 +48,7 @@ class AtRole(Attack):
     """An attack on queues of one role, which acts a bounded number of times.
 
     Args:
-        role: as `role_of` names it.
+        role: as `Device.queue_role` names it.
         after: opportunities to let pass first.
         times: how often to act at most.
 
@@ -86,7 +62,7 @@ class AtRole(Attack):
 
     def mine(self, queue: DeviceQueue) -> bool:
         """Whether this is a queue to act on."""
-        return role_of(self.device, queue.index) == self.role
+        return self.device.queue_role(queue.index) == self.role
 
     def due(self, queue: DeviceQueue) -> bool:
         """Count an opportunity; whether to act on it."""

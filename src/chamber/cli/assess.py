@@ -23,8 +23,8 @@ from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.progress import make_progress
 from chamber.cli.summary import print_summary
 from chamber.cli.terminal import make_console
+from chamber.device.catalogue import TYPES
 from chamber.lab.observation import TargetError
-from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
 @click.option("--target", "kinds", multiple=True, type=click.Choice(lab.KINDS),
               help="What to attack; may be repeated. Default: every target that can be had here.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
-@click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in DeviceType]),
+@click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in TYPES]),
               help="Only attacks in this device; may be repeated.")
 @click.option("--attack", "names", multiple=True, help="Only this attack; may be repeated.")
 @click.option("--profile", "profiles", multiple=True,

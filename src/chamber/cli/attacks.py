@@ -8,14 +8,14 @@ import click
 
 from chamber.attacks.attack import AttackSpec, Surface
 from chamber.attacks.catalogue import catalogue
-from chamber.wire.virtio import DeviceType
+from chamber.device.catalogue import TYPES
 
 __all__ = ("attacks",)
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-@click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in DeviceType]),
+@click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in TYPES]),
               help="Only attacks in this device; may be repeated.")
 @click.option("--surface", "surfaces", multiple=True, type=click.Choice([s.value for s in Surface]),
               help="Only attacks on this surface; may be repeated.")

@@ -12,7 +12,7 @@ from chamber.assess.printable import printable
 from chamber.attacks.catalogue import catalogue, find
 from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.targets import unknown
-from chamber.device.catalogue import make_device
+from chamber.device.catalogue import TYPES, make_device
 from chamber.device.disk import FileDisk, MemoryDisk
 from chamber.device.tap import TapBackend
 from chamber.link import vhost_user
@@ -50,7 +50,7 @@ def _mac(_context: click.Context, _parameter: click.Parameter, value: str | None
 
 
 @click.command()
-@click.argument("device", type=click.Choice([d.short for d in DeviceType]))
+@click.argument("device", type=click.Choice([d.short for d in TYPES]))
 @click.option("--socket", "path", required=True, type=click.Path(path_type=Path), help="Where to listen.")
 @click.option("--attack", "name", help="Be hostile: one attack of the catalogue.")
 @click.option("--trace", is_flag=True, help="Print every message and event, not only what the attack does.")
@@ -62,7 +62,7 @@ def _mac(_context: click.Context, _parameter: click.Parameter, value: str | None
 @click.option("--queues", type=click.IntRange(1, 64), help="blk: request queues. net: pairs of queues.")
 def serve(device: str, path: Path, name: str | None, trace: bool, **options: Any) -> None:  # noqa: ANN401 - click's
     """Serve a device, honest or hostile, until interrupted."""
-    kind = next(d for d in DeviceType if d.short == device)
+    kind = next(d for d in TYPES if d.short == device)
     attack = _attack(name, kind)
     served = _make(kind, attack, {key: value for key, value in options.items() if value not in {None, False}})
 

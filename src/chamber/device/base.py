@@ -187,6 +187,10 @@ class Device(ABC):
         """File descriptors that the transport shall wait for, and what to call when one is readable."""
         return {}
 
+    def queue_role(self, index: int) -> str:  # noqa: ARG002 - for overriding
+        """What a queue is for, in one word, such as ``rx``; by default all of them take ``requests``."""
+        return "requests"
+
     def host_action(self, action: str) -> None:
         """Do what an honest host may do at any time, by name; a type of device ignores what it does not know."""
 

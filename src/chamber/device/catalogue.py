@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.device.hooks import Hooks
 
-__all__ = ("DISK_SIZE", "ECHO_PORT", "make_device")
+__all__ = ("DISK_SIZE", "ECHO_PORT", "TYPES", "make_device")
 
 DISK_SIZE: Final = 4 << 20
 """Bytes of the disk that `make_device` makes; its content is `chamber.device.blk.pattern_disk`."""
@@ -47,6 +47,9 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
 }
+
+TYPES: Final = tuple(_MAKERS)
+"""The device types that there are."""
 
 
 def make_device(type: DeviceType, *, hooks: Hooks | None = None, **options: Any) -> Device:  # noqa: A002, ANN401

@@ -77,6 +77,11 @@ class ConsoleDevice(Device):
         for port in (Port(console=True),) if ports is None else ports:
             self.add_port(port)
 
+    def queue_role(self, index: int) -> str:
+        """``rx``, ``tx``, ``control`` (to the driver) or ``control-tx`` (5.3.2)."""
+        role = "tx" if index % 2 else "rx"
+        return {CONTROL_RX_QUEUE: "control", CONTROL_TX_QUEUE: "control-tx"}.get(index, role)
+
     def close(self) -> None:
         """Close all ports' back ends."""
         for port in self.ports.values():

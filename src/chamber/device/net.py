@@ -164,6 +164,12 @@ class NetDevice(Device):
             self._taken[pair].clear()
             self._waiting[pair].clear()
 
+    def queue_role(self, index: int) -> str:
+        """``rx``, ``tx`` or ``ctrl`` (5.1.2)."""
+        if index == self._control_queue:
+            return "ctrl"
+        return "tx" if index % 2 else "rx"
+
     def _receiving(self, index: int) -> int | None:
         """The pair that a receive queue belongs to; None for another queue."""
         if index % 2 or index >= 2 * self._pairs or index == self._control_queue:

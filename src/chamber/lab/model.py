@@ -13,8 +13,9 @@ from chamber.guest.machine import GuestMachine
 from chamber.guest.profile import PROFILES
 from chamber.guest.untrusted import DeviceViolation
 from chamber.guest.virtqueue import QueueDead, QueueFull
-from chamber.lab.model_stimuli import DRIVERS, STIMULI, WrongData
+from chamber.lab.model_stimuli import DRIVERS, STIMULI
 from chamber.lab.model_transport import ModelTransport
+from chamber.lab.model_use.right_data import WrongData
 from chamber.lab.observation import Evidence, Harm, Observation
 from chamber.platform.heap import MemoryViolation
 from chamber.platform.scheduler import BudgetExhausted
@@ -150,7 +151,7 @@ class _Run:
         if name == "rebind":
             return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
                        for _ in range(_REBINDS))
-        stimulus = STIMULI.get((driver.type, name))
+        stimulus = STIMULI[driver.type].get(name)
         if stimulus is None:
             self._log(f"the model has no {name}")
             return True

@@ -14,11 +14,20 @@ class DeviceType(enum.IntEnum):
     BLOCK = 2
     CONSOLE = 3
     RNG = 4
+    BALLOON = 5
+    SCSI = 8
+    TRANSPORT_9P = 9
+    INPUT = 18
+    VSOCK = 19
+    CRYPTO = 20
+    SND = 25
+    FS = 26
+    PMEM = 27
 
     @property
     def short(self) -> str:
-        """The name used on the command line and in file names: net, blk, console, rng."""
-        return "blk" if self is DeviceType.BLOCK else self.name.lower()
+        """The name used on the command line and in reports: net, blk, 9p, and the others' own in lower case."""
+        return {DeviceType.BLOCK: "blk", DeviceType.TRANSPORT_9P: "9p"}.get(self, self.name.lower())
 
 
 class Status(enum.IntFlag):
