@@ -47,8 +47,8 @@ class EarlyUsed(Attack):
         ring = queue.ring
         if ring is None:
             return
-        ring.raw_used_elem(ring.used_idx, self._head, 8)
-        ring.raw_used_idx(ring.used_idx + 1)
+        ring.raw_used(0, self._head, 8)
+        ring.raw_claim(1)
         self.strike(f"queue {queue.index}: used element (id {self._head}, len 8) before the driver is ready")
 
         def interrupt() -> None:
@@ -105,8 +105,8 @@ class RemovalGarbage(Attack):
         if ring is None:
             return
         for slot in range(ring.size):
-            ring.raw_used_elem(slot, slot, 0xFFFFFFFF)
-        ring.raw_used_idx(ring.used_idx + ring.size)
+            ring.raw_used(slot, slot, 0xFFFFFFFF)
+        ring.raw_claim(ring.size)
         self.strike(f"queue {queue.index}: {ring.size} used elements while it is being stopped")
         for _ in range(4):
             queue.interrupt()

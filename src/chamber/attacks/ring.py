@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import Aim, AttackSpec, Surface
 from chamber.attacks.roles import PLACES, AtRole
 from chamber.device.errors import DriverError
+from chamber.device.split import SplitRing
 from chamber.wire.errors import DmaFault
 from chamber.wire.split import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
-    from chamber.device.split import SplitRing
+    from chamber.device.ring import Ring
 
 __all__ = ("UsedLie", "ring_attacks", "used_lie")
 
@@ -39,15 +40,22 @@ class Done:
 
     """
 
-    ring: SplitRing
+    ring: Ring
     head: int
     length: int
     writable: int
     previous: int
 
 
-def _inner(ring: SplitRing, head: int) -> int:
+def _split(queue: DeviceQueue) -> SplitRing | None:
+    """The ring, if it is one whose parts these attacks know."""
+    return queue.ring if isinstance(queue.ring, SplitRing) else None
+
+
+def _inner(ring: Ring, head: int) -> int:
     """A descriptor of the chain that is not its head; of an indirect chain, the next one of the table."""
+    if not isinstance(ring, SplitRing):
+        return (head + 1) % ring.size
     _, _, flags, follow = ring.raw_desc(head)
     return follow if flags & DESC_F_NEXT else (head + 1) % ring.size
 
@@ -153,7 +161,7 @@ class IndexJump(AtRole):
 
     def published(self, queue: DeviceQueue) -> None:
         """Jump."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is None or not self.due(queue):
             return
         lie = (ring.used_idx + self._delta(ring.size)) & 0xFFFF
@@ -179,7 +187,7 @@ class ElementRace(AtRole):
 
     def interrupt(self, queue: DeviceQueue, wanted: bool) -> bool:
         """Interrupt first, and rewrite while the handler may be at work."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is None or not self.due(queue):
             return wanted
         slot = ring.used_idx - 1
@@ -260,7 +268,7 @@ class DescriptorRewrite(AtRole):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Rewrite what was just copied out of the table."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is not None and self.due(queue):
             for index in list(_direct(ring, chain.head)):
                 old = ring.raw_desc(index)
@@ -275,7 +283,7 @@ class IndirectRewrite(AtRole):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Rewrite every entry of the table."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is None or not self.mine(queue):
             return True
         addr, length, flags, _ = ring.raw_desc(chain.head)
@@ -291,7 +299,7 @@ class AvailRewrite(AtRole):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Rewrite; slots that the device has yet to read stay, so that it serves on."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is not None and self.due(queue):
             slot = (ring.next_avail - 1) % ring.size
             ring.raw_write_avail(2 + slot, 0xFFFF)
@@ -310,7 +318,7 @@ class WordsLie(AtRole):
 
     def published(self, queue: DeviceQueue) -> None:
         """Write garbage."""
-        ring = queue.ring
+        ring = _split(queue)
         if ring is None or not self.due(queue):
             return
         if self._event:

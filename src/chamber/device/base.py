@@ -77,6 +77,10 @@ class Device(ABC):
             self.hooks.features_accepted(features)
         return fine
 
+    def offer(self, features: int) -> None:
+        """Offer more features of rings and transports, such as RING_PACKED; to be called before a driver looks."""
+        self._offered |= features
+
     def has(self, feature: int) -> bool:
         """Whether a feature bit was negotiated."""
         return bool(self.features >> feature & 1)
@@ -178,7 +182,7 @@ class Device(ABC):
     def pending(self, index: int) -> bool:
         """Whether a started queue has chains that were not taken yet."""
         ring = self.queues[index].ring
-        return ring is not None and ring.raw_avail_idx() != ring.next_avail
+        return ring is not None and ring.pending()
 
     def close(self) -> None:
         """Give back what the device itself holds: files, sockets."""

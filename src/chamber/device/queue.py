@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from chamber.device.errors import DriverError
+from chamber.device.packed import PackedRing
 from chamber.device.split import SplitRing
 from chamber.wire.virtio import Feature
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chamber.device.chain import Chain
+    from chamber.device.ring import Ring
     from chamber.platform.dma import Dma
 
 __all__ = ("DeviceQueue",)
@@ -32,9 +35,12 @@ class DeviceQueue:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.ring: SplitRing | None = None
+        self.ring: Ring | None = None
         self.broken: DriverError | None = None
         self._interrupt: Callable[[], None] = lambda: None
+        # With IN_ORDER: what was taken and not given back, oldest first, and what is done before its turn.
+        self._order: deque[int] | None = None
+        self._early: dict[int, int] = {}
 
     def __repr__(self) -> str:
         state = "stopped" if self.ring is None else f"size {self.ring.size}"
@@ -55,9 +61,12 @@ class DeviceQueue:
         """
         self.stop()
         self.broken = None
-        self.ring = SplitRing(dma, size, desc, driver, device, base=base,
-                              indirect=bool(features >> Feature.RING_INDIRECT_DESC & 1),
-                              event_idx=bool(features >> Feature.RING_EVENT_IDX & 1))
+        ring = PackedRing if features >> Feature.RING_PACKED & 1 else SplitRing
+        self.ring = ring(dma, size, desc, driver, device, base=base,
+                         indirect=bool(features >> Feature.RING_INDIRECT_DESC & 1),
+                         event_idx=bool(features >> Feature.RING_EVENT_IDX & 1))
+        self._order = deque() if features >> Feature.IN_ORDER & 1 else None
+        self._early = {}
         self._interrupt = interrupt
 
     def stop(self) -> int:
@@ -66,8 +75,9 @@ class DeviceQueue:
         self._interrupt = lambda: None
         if ring is None:
             return 0
+        position = ring.position
         ring.release()
-        return ring.next_avail
+        return position
 
     def pop(self) -> Chain | None:
         """Take the next chain; None when there is none, the queue is stopped or broken.
@@ -79,15 +89,26 @@ class DeviceQueue:
         if self.ring is None or self.broken is not None:
             return None
         try:
-            return self.ring.pop()
+            chain = self.ring.pop()
         except DriverError as error:
             self.broken = error
             raise
+        if self._order is not None and chain is not None:
+            self._order.append(chain.head)
+        return chain
 
     def push(self, head: int, length: int) -> None:
-        """Give a chain back, `length` bytes of it written."""
-        if self.ring is not None:
-            self.ring.push(head, length)
+        """Give a chain back, `length` bytes of it written; with IN_ORDER it waits for those taken before it."""
+        ring, order = self.ring, self._order
+        if ring is None:
+            return
+        if order is None or (head not in order):
+            ring.push(head, length)
+            return
+        self._early[head] = length
+        while order and order[0] in self._early:
+            head = order.popleft()
+            ring.push(head, self._early.pop(head))
 
     def publish(self) -> bool:
         """Show what was pushed; return whether the driver wants to be interrupted for it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.chain import Chain
 from chamber.device.errors import DriverError
+from chamber.device.ring import Ring
 from chamber.wire.split import (
     AVAIL_F_NO_INTERRUPT,
     DESC,
@@ -34,7 +35,7 @@ def _full_fence() -> None:
         pass
 
 
-class SplitRing:
+class SplitRing(Ring):
     """The device's view of one split queue in guest memory.
 
     The driver is not trusted: descriptors are copied out once and checked, chains are bounded by the queue size, and a
@@ -54,6 +55,9 @@ class SplitRing:
 
     """
 
+    __slots__ = ("_avail", "_avail_event_at", "_desc", "_mask", "_signalled", "_used", "_used_elems", "_used_event_at",
+                 "next_avail", "used_idx")
+
     def __init__(self, dma: Dma, size: int, desc: int, driver: int, device: int, *, indirect: bool,
                  event_idx: bool, base: int = 0) -> None:
         if not 0 < size <= 32768 or size & (size - 1):
@@ -61,11 +65,8 @@ class SplitRing:
         if desc % 16 or driver % 2 or device % 4:
             raise DriverError("the three areas are aligned to 16, 2 and 4 bytes", spec="2.7",
                               detail=f"{desc:#x}, {driver:#x}, {device:#x}")
+        super().__init__(dma, size, indirect=indirect, event_idx=event_idx)
         layout = SplitLayout(size)
-        self.dma = dma
-        self.size = size
-        self.indirect = indirect
-        self.event_idx = event_idx
         self._mask = size - 1
         self._desc = dma.view(desc, layout.desc_bytes)
         self._avail = dma.view(driver, layout.avail_bytes).cast("H")
@@ -79,11 +80,20 @@ class SplitRing:
         self._used_event_at = 2 + size
         self._avail_event_at = 2 + 4 * size
 
+    @property
+    def position(self) -> int:
+        """The next available index."""
+        return self.next_avail
+
     def release(self) -> None:
         """Let go of guest memory, so that it can be unmapped."""
         self._used_elems.release()
         for view in (self._desc, self._avail, self._used):
             view.release()
+
+    def pending(self) -> bool:
+        """Whether the driver's index is ahead."""
+        return self._avail[1] != self.next_avail
 
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
@@ -164,22 +174,19 @@ class SplitRing:
         self._used_elems[at] = head & 0xFFFFFFFF
         self._used_elems[at + 1] = length & 0xFFFFFFFF
         self.used_idx = (self.used_idx + 1) & 0xFFFF
+        self.unpublished = True
 
     def publish(self) -> bool:
         """Show the driver all used elements; return whether it wants an interrupt for them (2.7.7, 2.7.8)."""
         new = self.used_idx
         self._used[1] = new
+        self.unpublished = False
         if self.event_idx:
             _full_fence()
             old, self._signalled = self._signalled, new
             return vring_need_event(self._avail[self._used_event_at], new, old)
         self._signalled = new
         return not self._avail[0] & AVAIL_F_NO_INTERRUPT
-
-    @property
-    def unpublished(self) -> bool:
-        """Whether elements were pushed that the driver can't see yet."""
-        return self._used[1] != self.used_idx
 
     def suppress_kicks(self) -> None:
         """Ask the driver not to notify while the device is at work anyway (2.7.10)."""
@@ -196,6 +203,14 @@ class SplitRing:
         return self._avail[1] == self.next_avail
 
     # What follows writes lies.
+
+    def raw_used(self, ahead: int, head: int, length: int) -> None:
+        """Write a used element; the index that would show it stays."""
+        self.raw_used_elem(self.used_idx + ahead, head, length)
+
+    def raw_claim(self, count: int) -> None:
+        """Move the used index."""
+        self.raw_used_idx(self.used_idx + count)
 
     def raw_used_idx(self, value: int) -> None:
         """Set the used index that the driver reads, whatever was pushed."""
