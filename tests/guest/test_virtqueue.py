@@ -13,10 +13,12 @@ from chamber.device.split import SplitRing
 from chamber.guest.dma import Buffer
 from chamber.guest.machine import GuestMachine
 from chamber.guest.profile import PROFILES
+from chamber.guest.split import SplitQueue
 from chamber.guest.untrusted import DeviceViolation
-from chamber.guest.virtqueue import QueueDead, QueueFull, Request, VirtQueue
+from chamber.guest.virtqueue import QueueDead, QueueFull, Request
 from chamber.platform.heap import MemoryViolation
 from chamber.platform.scheduler import BudgetExhausted
+from chamber.wire.virtio import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +31,9 @@ class Pair:
 
     def __init__(self, profile: str, *, indirect: bool = True, event_idx: bool = True, size: int = SIZE) -> None:
         self.machine = GuestMachine(PROFILES[profile], 1)
-        self.queue = VirtQueue(0, size, self.machine.dma, self.machine.profile, self.machine.checks,
-                               self.machine.scheduler, indirect=indirect, event_idx=event_idx)
+        features = (indirect << Feature.RING_INDIRECT_DESC) | (event_idx << Feature.RING_EVENT_IDX)
+        self.queue = SplitQueue(0, size, self.machine.dma, self.machine.profile, self.machine.checks,
+                                self.machine.scheduler, features=features)
         self.ring = SplitRing(self.machine.memory.host, size, self.queue.desc.address, self.queue.avail.address,
                               self.queue.used.address, indirect=indirect, event_idx=event_idx)
 

@@ -141,13 +141,19 @@ class Device(ABC):
         self.features = 0
         self._seen_driver = False
 
-    def notify(self, index: int) -> bool:
-        """The driver says that a queue has something; return True if there is more than one turn could do."""
+    def notify(self, index: int, data: int | None = None) -> bool:
+        """The driver says that a queue has something; return True if there is more than one turn could do.
+
+        `data` comes with NOTIFICATION_DATA (2.9). It is looked at, and not relied on: the ring says the same.
+        """
         if index >= len(self.queues):
             return False
         queue = self.queues[index]
-        if not queue.started:
+        if queue.ring is None:
             return False
+        if data is not None and not queue.ring.could_be_next(data >> 16):
+            self.report(DriverError("a notification says where the next descriptor goes", spec="2.9",
+                                    detail=f"{data:#x} for queue {index}"))
         self.driver_ok()
         if self.hooks is not None:
             self.hooks.notified(queue)

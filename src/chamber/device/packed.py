@@ -57,8 +57,8 @@ class PackedRing(Ring):
 
     """
 
-    __slots__ = ("_avail", "_avail_wrap", "_desc", "_device", "_driver", "_held", "_hidden", "_moved", "_taken", "_used",
-                 "_used_wrap", "_words")
+    __slots__ = ("_avail", "_avail_wrap", "_desc", "_device", "_driver", "_held", "_hidden", "_moved", "_taken",
+                 "_used", "_used_wrap", "_words")
 
     def __init__(self, dma: Dma, size: int, desc: int, driver: int, device: int, *, indirect: bool,
                  event_idx: bool, base: int = 0) -> None:
@@ -98,6 +98,10 @@ class PackedRing(Ring):
     def pending(self) -> bool:
         """Whether the next descriptor is marked available."""
         return self._words[8 * self._avail + 7] & _MARKS == (DESC_F_AVAIL if self._avail_wrap else DESC_F_USED)
+
+    def could_be_next(self, where: int) -> bool:
+        """Whether the ring has such a place."""
+        return where & (WRAP - 1) < self.size
 
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.

@@ -47,6 +47,10 @@ class Ring(ABC):
         """Whether a chain seems to be available; nothing of it is looked at."""
 
     @abstractmethod
+    def could_be_next(self, where: int) -> bool:
+        """Whether the next descriptor to be made available can be at `where`, as notification data says it (2.9)."""
+
+    @abstractmethod
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
 
@@ -75,8 +79,10 @@ class Ring(ABC):
 
     @abstractmethod
     def raw_used(self, ahead: int, head: int, length: int) -> None:
-        """Write a used element or descriptor `ahead` places from where the next one belongs, visible at once where the
-        format makes it so; nothing that is kept here changes."""
+        """Write a used element or descriptor `ahead` places from where the next one belongs.
+
+        It is visible at once where the format makes it so; nothing that is kept here changes.
+        """
 
     @abstractmethod
     def raw_claim(self, count: int) -> None:

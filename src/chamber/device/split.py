@@ -95,6 +95,10 @@ class SplitRing(Ring):
         """Whether the driver's index is ahead."""
         return self._avail[1] != self.next_avail
 
+    def could_be_next(self, where: int) -> bool:
+        """Whether the available index can be that far."""
+        return (where - self.next_avail) & 0xFFFF <= self.size
+
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
 

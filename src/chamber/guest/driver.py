@@ -7,13 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from chamber.guest.dma import Buffer
+from chamber.guest.packed import PackedQueue
+from chamber.guest.split import SplitQueue
 from chamber.guest.untrusted import DeviceViolation
-from chamber.guest.virtqueue import QueueDead, Request, VirtQueue
+from chamber.guest.virtqueue import QueueDead, Request
 from chamber.wire.virtio import Feature, Status, bit
 
 if TYPE_CHECKING:
     from chamber.guest.machine import GuestMachine
     from chamber.guest.untrusted import Untrusted
+    from chamber.guest.virtqueue import VirtQueue
     from chamber.platform.heap import Object
     from chamber.platform.transport import Transport
     from chamber.wire.layout import Layout
@@ -24,7 +27,6 @@ __all__ = ("DeviceTimeout", "Refused", "VirtioDriver")
 _CONFIG_VECTOR: Final = 0
 _GENERATION_TRIES: Final = 8
 _ALIVE: Final = 0x6F6B
-_QUEUE_SIZE: Final = 64
 REQUEST_SECONDS: Final = 2.0
 """Virtual seconds after which a request is given up."""
 
@@ -134,15 +136,49 @@ class VirtioDriver(ABC):
 
     def _make_queues(self) -> None:
         for index in self.queue_indexes():
-            size = self.checks.number(self.transport.queue_size_max(index)).between(
-                1, 32768, "a queue that the driver needs exists", "4.1.4.3")
-            queue = VirtQueue(index, min(size, _QUEUE_SIZE), self.machine.dma, self.machine.profile, self.checks,
-                              self.machine.scheduler, indirect=self.has(Feature.RING_INDIRECT_DESC),
-                              event_idx=self.has(Feature.RING_EVENT_IDX))
-            self.queues[index] = queue
+            self.queues[index] = self._make_queue(index)
             if not self.machine.profile.ordered:
                 self._listen_to(index)
-            self.transport.setup_queue(index, queue.size, queue.desc.address, queue.avail.address, queue.used.address)
+            self.transport.setup_queue(index, self.queues[index].size, *self.queues[index].areas)
+
+    def _make_queue(self, index: int) -> VirtQueue:
+        most = self.checks.number(self.transport.queue_size_max(index)).between(
+            1, 32768, "a queue that the driver needs exists", "4.1.4.3")
+        size = min(most, self.machine.queue_size)
+        make: type[VirtQueue] = PackedQueue
+        if not self.has(Feature.RING_PACKED):
+            make = SplitQueue
+            size = 1 << size.bit_length() - 1 if size else 0  # only a power of 2 will do (2.7)
+        return make(index, size, self.machine.dma, self.machine.profile, self.checks, self.machine.scheduler,
+                    features=self.features)
+
+    def reset_queue(self, index: int) -> None:
+        """Take a single queue back and hand it over anew, with all that was lent through it (2.6.1).
+
+        What a driver had given up waiting for is freed: the device has it no more.
+
+        Raises:
+            Refused: RING_RESET was not negotiated.
+
+        """
+        if not self.has(Feature.RING_RESET):
+            raise Refused("the device does not reset single queues")
+        self.transport.reset_queue(index)
+        lent = self.queues[index].cancel()
+        self.queues[index].destroy()
+        queue = self.queues[index] = self._make_queue(index)
+        self.transport.setup_queue(index, queue.size, *queue.areas)
+        for request in lent:
+            if request in self._unanswered:
+                self._unanswered.remove(request)
+                self._discard(request)
+            else:
+                queue.add(request)
+        self.kick(queue)
+
+    def _discard(self, request: Request) -> None:
+        for memory in (request.record, *(b.memory for b in (*request.readable, *request.writable))):
+            self.machine.heap.free(memory)
 
     def _become_ready(self) -> None:
         for queue in self.queues.values():
@@ -168,8 +204,7 @@ class VirtioDriver(ABC):
         for queue in self.queues.values():
             queue.destroy()
         for request in self._unanswered:
-            for memory in (request.record, *(b.memory for b in (*request.readable, *request.writable))):
-                self.machine.heap.free(memory)
+            self._discard(request)
         self._unanswered = []
         if self.state is not None:
             self.machine.heap.free(self.state)
@@ -261,7 +296,7 @@ class VirtioDriver(ABC):
     def kick(self, queue: VirtQueue) -> None:
         """Notify the device, if it wants that."""
         if queue.kick():
-            self.transport.notify(queue.index)
+            self.transport.notify(queue.index, queue.notification_data if self.has(Feature.NOTIFICATION_DATA) else None)
 
     def transact(self, queue: VirtQueue, readable: list[Object], writable: list[Object],
                  status: Object | None = None) -> int:
@@ -304,5 +339,7 @@ class VirtioDriver(ABC):
         return queue
 
 
-TRANSPORT_FEATURES: Final = bit(Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX)
+TRANSPORT_FEATURES: Final = bit(
+    Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX, Feature.RING_PACKED, Feature.IN_ORDER,
+    Feature.NOTIFICATION_DATA, Feature.RING_RESET)
 """What the ring code handles."""

@@ -33,12 +33,14 @@ class GuestMachine:
     Args:
         profile: which protections it has.
         seed: decides its secrets.
+        queue_size: descriptors that its drivers ask for, where the device has as many.
 
     """
 
-    def __init__(self, profile: Profile, seed: int) -> None:
+    def __init__(self, profile: Profile, seed: int, *, queue_size: int = 64) -> None:
         pool_bytes = _POOL_SEGMENTS * SEGMENT_SLOTS * SLOT
         self.profile = profile
+        self.queue_size = queue_size
         self.checks = ENFORCING if profile.checked else TRUSTING
         self.secrets = Secrets(seed)
         self.scheduler = Scheduler(_STEPS)

@@ -1,29 +1,21 @@
-"""The driver half of a split virtqueue (virtio 1.3, 2.7).
+"""The driver half of a virtqueue, whatever its format in memory (virtio 1.3, 2.6).
 
 The host writes into everything here that is shared, at any time. Where the profile has shadows, what the driver needs
-to know again (which descriptors a chain has, where they point, what is free) is kept in private memory and the shared
-table is only ever written. A broken rule latches: it is reported once, and the queue is dead.
+to know again (which descriptors a chain has, where they point, what is free) is kept in private memory and what is
+shared is only ever written. A broken rule latches: it is reported once, and the queue is dead.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from chamber.guest.bounce import Direction
 from chamber.guest.untrusted import DeviceViolation
-from chamber.wire.split import (
-    AVAIL_F_NO_INTERRUPT,
-    DESC,
-    DESC_F_INDIRECT,
-    DESC_F_NEXT,
-    DESC_F_WRITE,
-    DESC_SIZE,
-    USED_ELEM,
-    USED_F_NO_NOTIFY,
-    SplitLayout,
-    vring_need_event,
-)
+from chamber.wire.split import DESC_F_WRITE
+from chamber.wire.virtio import Feature
 
 if TYPE_CHECKING:
     from chamber.guest.dma import Buffer, Dma
@@ -32,9 +24,12 @@ if TYPE_CHECKING:
     from chamber.platform.heap import Object
     from chamber.platform.scheduler import Scheduler
 
-__all__ = ("QueueDead", "QueueFull", "Request", "VirtQueue")
+__all__ = ("Part", "QueueDead", "QueueFull", "Request", "VirtQueue")
 
-_TOKEN_SIZE = 8
+_TOKEN_SIZE: Final = 8
+
+Part = tuple[int, int, int]
+"""A mapped buffer: its address for the device, its length, and DESC_F_WRITE or 0."""
 
 
 class QueueFull(Exception):
@@ -64,20 +59,13 @@ class Request:
     done: bool = False
     written: int = 0
 
-
-@dataclass(slots=True)
-class _Shadow:
-    """A descriptor as the driver wrote it."""
-
-    address: int
-    length: int
-    flags: int
-    follow: int
-    table: Object | None = None
-    parts: tuple[tuple[int, int, int], ...] = ()
+    @property
+    def room(self) -> int:
+        """Bytes that the device could write."""
+        return sum(buffer.length for buffer in self.writable)
 
 
-class VirtQueue:
+class VirtQueue(ABC):
     """One queue from set-up to removal.
 
     Args:
@@ -87,17 +75,18 @@ class VirtQueue:
         profile: which layers there are.
         checks: whether what the device says is checked.
         scheduler: counts steps, so that going round in circles ends.
-        indirect: RING_INDIRECT_DESC was negotiated.
-        event_idx: RING_EVENT_IDX was negotiated.
+        features: what was negotiated; RING_INDIRECT_DESC, RING_EVENT_IDX and IN_ORDER matter here.
 
     Attributes:
         broken: why the queue is dead, if it is.
 
     """
 
+    spec: str
+    """Where the format's rules about used buffers stand."""
+
     def __init__(self, index: int, size: int, dma: Dma, profile: Profile, checks: Checks, scheduler: Scheduler, *,
-                 indirect: bool, event_idx: bool) -> None:
-        layout = SplitLayout(size)
+                 features: int) -> None:
         self.index = index
         self.size = size
         self.broken: DeviceViolation | None = None
@@ -105,39 +94,36 @@ class VirtQueue:
         self._checks = checks
         self._shadowed = profile.shadowed
         self._scheduler = scheduler
-        self._indirect = indirect
-        self._event_idx = event_idx
-        self.desc = dma.alloc_coherent(layout.desc_bytes, "descriptor table", align=16)
-        self.avail = dma.alloc_coherent(layout.avail_bytes, "available ring", align=16)
-        self.used = dma.alloc_coherent(layout.used_bytes, "used ring", align=16)
+        self._indirect = bool(features >> Feature.RING_INDIRECT_DESC & 1)
+        self._event_idx = bool(features >> Feature.RING_EVENT_IDX & 1)
+        self._in_order = bool(features >> Feature.IN_ORDER & 1)
         self._tokens = dma.heap.alloc(_TOKEN_SIZE * size, "descriptor state", zero=True)
         self._requests: dict[int, Request] = {}
         self._next_token = 1
-        self._shadow: dict[int, _Shadow] = {}
-        self._free_next = list(range(1, size + 1))
-        for i in range(size):
-            self.desc.write(DESC.pack(0, 0, 0, (i + 1) % size), DESC_SIZE * i)
-        self._free_head = 0
-        self._free_count = size
-        # For each chain that the device has, how many used elements it had shown before the chain was lent.
+        # Heads or ids of the chains that the device has, oldest first; what stands by them is the format's own.
         self._outstanding: dict[int, int] = {}
-        self._taken = 0
-        self._shown = 0
-        self._avail_idx = 0
-        self._kicked = 0
-        self._last_used = 0
-        self._avail_event_at = layout.used_bytes - 2
-        self._used_event_at = layout.avail_bytes - 2
+        # With IN_ORDER: chains that one used element took back together, oldest first, and what was written.
+        self._batch: deque[tuple[int, int | None]] = deque()
+
+    @property
+    @abstractmethod
+    def areas(self) -> tuple[int, int, int]:
+        """Addresses of descriptor area, driver area and device area."""
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """Descriptors that are free."""
+
+    @property
+    @abstractmethod
+    def notification_data(self) -> int:
+        """What a notification says with NOTIFICATION_DATA: the queue, and where its next descriptor goes (2.9)."""
 
     @property
     def outstanding(self) -> int:
         """Chains that the device has."""
         return len(self._outstanding)
-
-    @property
-    def free(self) -> int:
-        """Descriptors that are free."""
-        return self._free_count
 
     # Towards the device.
 
@@ -154,9 +140,9 @@ class VirtQueue:
             raise QueueDead(str(self.broken))
         count = len(request.readable) + len(request.writable)
         indirect = self._indirect and count > 1
-        if self._free_count < (1 if indirect else count):
-            raise QueueFull(f"{self._free_count} descriptors are free")
-        parts: list[tuple[int, int, int]] = []
+        if self.free < (1 if indirect else count):
+            raise QueueFull(f"{self.free} descriptors are free")
+        parts: list[Part] = []
         try:
             for buffers, direction, flag in ((request.readable, Direction.TO_DEVICE, 0),
                                              (request.writable, Direction.FROM_DEVICE, DESC_F_WRITE)):
@@ -164,70 +150,34 @@ class VirtQueue:
                     how = Direction.BOTH if buffer.preset else direction
                     parts.append((self._dma.map(buffer, how), buffer.length, flag))
         except Exception:
-            for address, _, _ in parts:
-                self._dma.unmap(address, 0)
+            self._unmap(parts, 0)
             raise
-        head = self._put_indirect(parts) if indirect else self._put_chain(parts)
+        head = self._put(parts, indirect=indirect)
         token = self._next_token
         self._next_token += 1
         self._requests[token] = request
         self._tokens.put(_TOKEN_SIZE * head, _TOKEN_SIZE, token)
-        self._outstanding[head] = self._shown
-        self.avail.put(4 + 2 * (self._avail_idx % self.size), 2, head)
-        self._avail_idx = (self._avail_idx + 1) & 0xFFFF
-        self.avail.put(2, 2, self._avail_idx)
+        self._expose(head)
 
-    def _put_indirect(self, parts: list[tuple[int, int, int]]) -> int:
-        table = self._dma.alloc_coherent(DESC_SIZE * len(parts), "indirect table")
-        for i, (address, length, flag) in enumerate(parts):
-            more = DESC_F_NEXT if i + 1 < len(parts) else 0
-            table.write(DESC.pack(address, length, flag | more, i + 1 if more else 0), DESC_SIZE * i)
-        head = self._take()
-        self._write(head, table.address, table.size, DESC_F_INDIRECT, 0, table=table, parts=tuple(parts))
-        return head
+    @abstractmethod
+    def _put(self, parts: list[Part], *, indirect: bool) -> int:
+        """Write descriptors that the device does not see as available yet; return the head, or id, of the chain."""
 
-    def _put_chain(self, parts: list[tuple[int, int, int]]) -> int:
-        numbers = [self._take() for _ in parts]
-        for i, (address, length, flag) in enumerate(parts):
-            more = i + 1 < len(parts)
-            self._write(numbers[i], address, length, flag | (DESC_F_NEXT if more else 0), numbers[i + 1] if more else 0)
-        return numbers[0]
+    @abstractmethod
+    def _expose(self, head: int) -> None:
+        """Make a chain available, and count it as outstanding."""
 
-    def _take(self) -> int:
-        number = self._free_head
-        self._free_count -= 1
-        if self._shadowed:
-            self._free_head = self._free_next[number]
-        else:
-            # The free list runs through the shared table: the host can lead it anywhere.
-            self._free_head = self.desc.get(DESC_SIZE * number + 14, 2)
-        return number
-
-    def _write(self, number: int, address: int, length: int, flags: int, follow: int, *, table: Object | None = None,
-               parts: tuple[tuple[int, int, int], ...] = ()) -> None:
-        self.desc.write(DESC.pack(address, length, flags, follow), DESC_SIZE * number)
-        self._shadow[number] = _Shadow(address, length, flags, follow, table, parts)
-
+    @abstractmethod
     def kick(self) -> bool:
         """Return whether the device wants to be told what was added since the last call."""
-        new, old = self._avail_idx, self._kicked
-        self._kicked = new
-        if self.broken is not None or new == old:
-            return False
-        # Whatever the host writes there: it is told too often, or not at all, and has only itself to blame.
-        if self._event_idx:
-            event = self._checks.number(self.used.get(self._avail_event_at, 2)).masked(0xFFFF)
-            return vring_need_event(event, new, old)
-        return not self._checks.number(self.used.get(0, 2)).masked(USED_F_NO_NOTIFY)
 
+    @abstractmethod
     def want_interrupts(self, *, wanted: bool) -> None:
         """Ask for interrupts, or for none."""
-        self.avail.put(0, 2, 0 if wanted else AVAIL_F_NO_INTERRUPT)
-        if self._event_idx and wanted:
-            self.avail.put(self._used_event_at, 2, self._last_used)
 
     # Back from the device.
 
+    @abstractmethod
     def require_untouched(self) -> None:
         """Check, before DRIVER_OK, that the device has used nothing yet.
 
@@ -235,8 +185,6 @@ class VirtQueue:
             DeviceViolation: it has.
 
         """
-        self._checks.number(self.used.get(2, 2)).equals(
-            0, "nothing is used before the driver is ready", "3.1.1")
 
     def get(self) -> Request | None:
         """Take back one request that the device has used; None if there is none, or if the queue is dead.
@@ -255,104 +203,95 @@ class VirtQueue:
 
     def _get(self) -> Request | None:
         self._scheduler.step()
-        used_idx = self._checks.number((self.used.get(2, 2) - self._last_used) & 0xFFFF)
-        pending = used_idx.at_most(
-            len(self._outstanding), "the used index moves by what is outstanding at most", "2.7.8")
-        if not pending:
-            return None
-        self._shown = self._taken + pending
-        at = 4 + USED_ELEM.size * (self._last_used % self.size)
-        raw_id, raw_length = USED_ELEM.unpack(self.used.read(at, USED_ELEM.size))
-        self._last_used = (self._last_used + 1) & 0xFFFF
-        if self._event_idx:
-            self.avail.put(self._used_event_at, 2, self._last_used)
-        head = self._checks.number(raw_id).index(self.size, "a used id is below the queue size", "2.7.8")
-        # An element that was there before the chain was lent can't be about it: a driver that lends buffers again while
-        # it takes others back would otherwise take the same completion twice.
-        self._checks.require(self._outstanding.get(head, self._shown) <= self._taken,
-                             "a used id is the head of a chain that the device has", "2.7.8", str(head))
-        self._taken += 1
+        if not self._batch:
+            used = self._used()
+            if used is None:
+                return None
+            raw_id, raw_length = used
+            last = self._checks.number(raw_id).index(self.size, "a used id is below the queue size", self.spec)
+            batch = self._batch_until(last)
+            self._skip(batch)
+            self._batch.extend((head, None) for head in batch[:-1])
+            self._batch.append((last, raw_length))
+        return self._take_back(*self._batch.popleft())
+
+    def _batch_until(self, last: int) -> list[int]:
+        """Chains that a used id takes back: with IN_ORDER, all that were lent before it as well (2.7.9, 2.8.12)."""
+        if not self._in_order:
+            return [last]
+        batch: list[int] = []
+        for head in self._outstanding:
+            batch.append(head)
+            if head == last:
+                return batch
+        self._checks.require(False, "a used id is one of the chains that the device has", self.spec, str(last))
+        return [last]
+
+    @abstractmethod
+    def _used(self) -> tuple[int, int] | None:
+        """Read the next used id and length, each once; None if there is none."""
+
+    @abstractmethod
+    def _skip(self, batch: list[int]) -> None:
+        """Go on behind these chains.
+
+        Raises:
+            DeviceViolation: the device can't have used them.
+
+        """
+
+    def _take_back(self, head: int, raw_length: int | None) -> Request:
         token = self._tokens.get(_TOKEN_SIZE * head, _TOKEN_SIZE)
         if not token:
             self._dma.heap.report("null pointer", "request of a used id", f"id {head}")
         # Without shadows the token stays, as it did where nobody cleared it, and leads to what was freed.
         request = self._requests.pop(token) if self._shadowed else self._requests[token]
         request.record.read(0, 8)  # a request that is done already is freed: using it again is noticed here
-        room = sum(buffer.length for buffer in request.writable)
-        request.written = self._checks.number(raw_length).at_most(
-            room, "a used length is no more than the device could write", "2.7.8.2")
+        room = request.room
+        # What a batch skips counts as used completely (2.7.9).
+        request.written = self._checks.number(room if raw_length is None else raw_length).at_most(
+            room, "a used length is no more than the device could write", self.spec)
         if self._shadowed:
             self._tokens.put(_TOKEN_SIZE * head, _TOKEN_SIZE, 0)
-            self._detach_shadowed(head, request.written)
-        else:
-            self._detach_shared(head, request.written)
+        self._detach(head, request.written)
         self._outstanding.pop(head, None)
         request.done = True
         return request
 
-    def _unmap(self, parts: list[tuple[int, int, int]], written: int) -> None:
+    @abstractmethod
+    def _detach(self, head: int, written: int) -> None:
+        """Unmap the buffers of a chain and free its descriptors."""
+
+    def _unmap(self, parts: list[Part] | tuple[Part, ...], written: int) -> None:
         """Take the parts of a chain back; the device fills writable ones in order (2.7.4.2)."""
         for address, length, flags in parts:
             share = min(written, length) if flags & DESC_F_WRITE else 0
             written -= share
             self._dma.unmap(address, share)
 
-    def _detach_shadowed(self, head: int, written: int) -> None:
-        parts: list[tuple[int, int, int]] = []
-        number = head
-        while True:
-            shadow = self._shadow.pop(number)
-            if shadow.table is not None:
-                parts += shadow.parts
-                self._dma.free_coherent(shadow.table)
-            else:
-                parts.append((shadow.address, shadow.length, shadow.flags))
-            self._release(number)
-            if not shadow.flags & DESC_F_NEXT:
-                break
-            number = shadow.follow
-        self._unmap(parts, written)
+    # The end.
 
-    def _release(self, number: int) -> None:
-        self._free_next[number] = self._free_head
-        self._free_head = number
-        self._free_count += 1
+    def cancel(self) -> list[Request]:
+        """Take back what the device has, oldest first, as if it had written nothing; the queue must have been reset."""
+        requests: list[Request] = []
+        for head in list(self._outstanding):
+            request = self._requests.pop(self._tokens.get(_TOKEN_SIZE * head, _TOKEN_SIZE), None)
+            self._abandon(head)
+            if request is not None:
+                requests.append(request)
+        self._outstanding.clear()
+        return requests
 
-    def _detach_shared(self, head: int, written: int) -> None:
-        """As drivers did that kept nothing: all is read back from memory that the host writes."""
-        parts: list[tuple[int, int, int]] = []
-        first, number = self._free_head, head
-        while True:
-            self._scheduler.step()
-            address, length, flags, follow = DESC.unpack(self.desc.read(DESC_SIZE * number, DESC_SIZE))
-            if flags & DESC_F_INDIRECT:
-                shadow = self._shadow.get(number)
-                table = None if shadow is None else shadow.table
-                if table is None or table.address != address or table.size != length:
-                    self._dma.heap.report("wild access", "indirect table", "an address or size that the host wrote")
-                else:
-                    parts += [DESC.unpack(table.read(at, DESC_SIZE))[:3] for at in range(0, table.size, DESC_SIZE)]
-                    self._dma.free_coherent(table)
-            else:
-                parts.append((address, length, flags))
-            self._free_count += 1
-            if not flags & DESC_F_NEXT:
-                break
-            number = follow
-        self.desc.put(DESC_SIZE * number + 14, 2, first)
-        self._free_head = head
-        self._unmap(parts, written)
+    @abstractmethod
+    def _abandon(self, head: int) -> None:
+        """Unmap the buffers of a chain that never came back."""
 
     def destroy(self) -> None:
         """Free the queue's memory; the device must have been reset before."""
-        for head in sorted(self._outstanding):
-            shadow = self._shadow.get(head)
-            while shadow is not None:
-                for address, _, _ in shadow.parts or ((shadow.address, shadow.length, shadow.flags),):
-                    self._dma.unmap(address, 0)
-                shadow = self._shadow.get(shadow.follow) if shadow.flags & DESC_F_NEXT else None
-        self._outstanding.clear()
-        for memory in (self._tokens,):
-            self._dma.heap.free(memory)
-        for memory in (self.desc, self.avail, self.used):
-            self._dma.free_coherent(memory)
+        self.cancel()
+        self._dma.heap.free(self._tokens)
+        self._free_areas()
+
+    @abstractmethod
+    def _free_areas(self) -> None:
+        """Free the three areas."""

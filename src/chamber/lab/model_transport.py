@@ -87,9 +87,14 @@ class ModelTransport:
         self._device.start_queue(index, self._machine.memory.host, size=size, desc=desc, driver=driver, device=device,
                                  interrupt=lambda: self._machine.interrupts.assert_vector(1 + index))
 
-    def notify(self, index: int) -> None:
+    def reset_queue(self, index: int) -> None:
+        """Take a queue back."""
+        self._device.stop_queue(index)
+        self._settle()
+
+    def notify(self, index: int, data: int | None = None) -> None:
         """Tell the device that a queue has something; a device that has more to do than fits goes on later."""
-        if self._device.notify(index):
+        if self._device.notify(index, data):
             self._machine.scheduler.call_later(0.0, lambda: self.notify(index))
         self._settle()
 

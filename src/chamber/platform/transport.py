@@ -50,6 +50,13 @@ class Transport(Protocol):
         """Hand a queue over: its size, and the addresses of its three areas."""
         ...
 
-    def notify(self, index: int) -> None:
-        """Tell the device that a queue has something."""
+    def reset_queue(self, index: int) -> None:
+        """Take a single queue back, with RING_RESET (virtio 1.3, 2.6.1); `setup_queue` hands it over anew."""
+        ...
+
+    def notify(self, index: int, data: int | None = None) -> None:
+        """Tell the device that a queue has something.
+
+        `data` says with NOTIFICATION_DATA what: the queue, and where its next descriptor goes (2.9).
+        """
         ...
