@@ -384,7 +384,7 @@ class TwiceLater(AtRole):
             def again() -> None:
                 if ring is not None and queue.ring is ring:
                     queue.push(chain.head, length)
-                    ring.publish()
+                    queue.publish()
                     self.strike(f"queue {queue.index}: chain {chain.head} completed a second time")
                     queue.interrupt()
 
@@ -413,7 +413,7 @@ class Reversed(AtRole):
                 for (head, _), claimed in zip(reversed(held), lengths, strict=True):
                     queue.push(head, claimed)
                 self.strike(f"queue {queue.index}: {len(held)} completions in reverse, lengths exchanged")
-                ring.publish()
+                queue.publish()
                 queue.interrupt()
             held.clear()
 

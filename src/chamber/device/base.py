@@ -288,10 +288,9 @@ class Device(ABC):
 
     def flush(self, queue: DeviceQueue) -> None:
         """Show the driver what was completed, and interrupt it if it wants that."""
-        ring = queue.ring
-        if ring is None or not ring.unpublished:
+        if not queue.unpublished:
             return
-        wanted = ring.publish()
+        wanted = queue.publish()
         if self.hooks is not None:
             self.hooks.published(queue)
             wanted = self.hooks.interrupt(queue, wanted)

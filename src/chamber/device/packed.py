@@ -53,7 +53,8 @@ class PackedRing(Ring):
         device: address of the device event suppression structure.
         indirect: whether RING_INDIRECT_DESC was negotiated.
         event_idx: whether RING_EVENT_IDX was negotiated.
-        base: position from which to go on; 0, which no ring is ever at, means a fresh one (User-Mode Linux says so).
+        base: position from which to go on. User-Mode Linux says 0 for a fresh ring, which is the position after an odd
+            number of laps; what stands in the first place tells the two apart.
 
     """
 
@@ -68,14 +69,15 @@ class PackedRing(Ring):
             raise DriverError("the three areas are aligned to 16, 4 and 4 bytes", spec="2.8.10.1",
                               detail=f"{desc:#x}, {driver:#x}, {device:#x}")
         super().__init__(dma, size, indirect=indirect, event_idx=event_idx)
-        base = base or _FRESH
+        layout = PackedLayout(size)
+        self._desc = dma.view(desc, layout.desc_bytes)
+        self._words = self._desc.cast("H")
+        if not base and not self._words[7] & DESC_F_USED:
+            base = _FRESH
         self._avail, self._avail_wrap = base & (WRAP - 1), base >> 15 & 1
         self._used, self._used_wrap = base >> 16 & (WRAP - 1), base >> 31 & 1
         if self._avail >= size or self._used >= size:
             raise DriverError("a ring goes on at a place that it has", spec="2.8.1", detail=f"{base:#x}")
-        layout = PackedLayout(size)
-        self._desc = dma.view(desc, layout.desc_bytes)
-        self._words = self._desc.cast("H")
         self._driver = dma.view(driver, layout.driver_bytes).cast("H")
         self._device = dma.view(device, layout.device_bytes).cast("H")
         # Places that a chain takes, by its buffer id.
@@ -170,7 +172,7 @@ class PackedRing(Ring):
             # All of the table is the chain; NEXT means nothing in it (2.8.7).
             self._part(part, size, flags, readable, writable)
 
-    def push(self, head: int, length: int) -> None:
+    def push(self, head: int, length: int, skipped: tuple[int, ...] = ()) -> None:
         """Write a used descriptor, its marks still as the driver left them; `publish` turns them."""
         place = self._used
         words = self._words
@@ -180,7 +182,7 @@ class PackedRing(Ring):
         words[at + 6] = head & 0xFFFF
         self._hidden.append((place, (_MARKS if self._used_wrap else 0) | (DESC_F_WRITE if length else 0)))
         self.unpublished = True
-        count = self._taken.pop(head, 0)
+        count = self._taken.pop(head, 0) + sum(self._taken.pop(earlier, 0) for earlier in skipped)
         self._held -= count
         count = count or 1
         self._moved += count

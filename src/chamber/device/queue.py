@@ -38,9 +38,11 @@ class DeviceQueue:
         self.ring: Ring | None = None
         self.broken: DriverError | None = None
         self._interrupt: Callable[[], None] = lambda: None
-        # With IN_ORDER: what was taken and not given back, oldest first, and what is done before its turn.
-        self._order: deque[int] | None = None
+        # With IN_ORDER: what was taken and not given back, oldest first, with the bytes that could be written; what is
+        # done before its turn; and what is done and not in the ring yet.
+        self._order: deque[tuple[int, int]] | None = None
         self._early: dict[int, int] = {}
+        self._batch: list[tuple[int, int, int]] = []
 
     def __repr__(self) -> str:
         state = "stopped" if self.ring is None else f"size {self.ring.size}"
@@ -66,12 +68,14 @@ class DeviceQueue:
                          indirect=bool(features >> Feature.RING_INDIRECT_DESC & 1),
                          event_idx=bool(features >> Feature.RING_EVENT_IDX & 1))
         self._order = deque() if features >> Feature.IN_ORDER & 1 else None
-        self._early = {}
+        self._early.clear()
+        self._batch.clear()
         self._interrupt = interrupt
 
     def stop(self) -> int:
         """Touch the queue no more; return the index from which it could go on."""
         ring, self.ring = self.ring, None
+        self._batch.clear()
         self._interrupt = lambda: None
         if ring is None:
             return 0
@@ -94,24 +98,44 @@ class DeviceQueue:
             self.broken = error
             raise
         if self._order is not None and chain is not None:
-            self._order.append(chain.head)
+            self._order.append((chain.head, chain.writable_size))
         return chain
 
     def push(self, head: int, length: int) -> None:
         """Give a chain back, `length` bytes of it written; with IN_ORDER it waits for those taken before it."""
-        ring, order = self.ring, self._order
-        if ring is None:
+        order = self._order
+        if self.ring is None:
             return
-        if order is None or (head not in order):
-            ring.push(head, length)
+        if order is None or not any(head == taken for taken, _ in order):
+            self.ring.push(head, length)
             return
         self._early[head] = length
-        while order and order[0] in self._early:
-            head = order.popleft()
-            ring.push(head, self._early.pop(head))
+        while order and order[0][0] in self._early:
+            head, room = order.popleft()
+            self._batch.append((head, self._early.pop(head), room))
+
+    def _push_batch(self) -> None:
+        """Put what is done in order into the ring: one element stands for all before it that were used completely."""
+        ring = self.ring
+        assert ring is not None
+        skipped: list[int] = []
+        for place, (head, length, room) in enumerate(self._batch, 1):
+            if place < len(self._batch) and length == room:
+                skipped.append(head)
+            else:
+                ring.push(head, length, tuple(skipped))
+                skipped = []
+        self._batch.clear()
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether chains were given back that the driver can't see yet."""
+        return bool(self._batch) or (self.ring is not None and self.ring.unpublished)
 
     def publish(self) -> bool:
         """Show what was pushed; return whether the driver wants to be interrupted for it."""
+        if self._batch:
+            self._push_batch()
         return self.ring is not None and self.ring.unpublished and self.ring.publish()
 
     def interrupt(self) -> None:

@@ -60,8 +60,11 @@ class Ring(ABC):
         """
 
     @abstractmethod
-    def push(self, head: int, length: int) -> None:
-        """Give a chain back, `length` bytes of it written; the driver sees it after `publish`."""
+    def push(self, head: int, length: int, skipped: tuple[int, ...] = ()) -> None:
+        """Give a chain back, `length` bytes of it written; the driver sees it after `publish`.
+
+        With IN_ORDER the one element stands for the chains `skipped` as well, which were taken before it (2.7.9).
+        """
 
     @abstractmethod
     def publish(self) -> bool:

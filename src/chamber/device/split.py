@@ -172,12 +172,12 @@ class SplitRing(Ring):
                               detail=f"{entries} of {self.size}")
         return self.dma.read(addr, length), entries
 
-    def push(self, head: int, length: int) -> None:
+    def push(self, head: int, length: int, skipped: tuple[int, ...] = ()) -> None:
         """Put a used element after those already there; the driver sees it after `publish`."""
         at = 1 + 2 * (self.used_idx & self._mask)
         self._used_elems[at] = head & 0xFFFFFFFF
         self._used_elems[at + 1] = length & 0xFFFFFFFF
-        self.used_idx = (self.used_idx + 1) & 0xFFFF
+        self.used_idx = (self.used_idx + 1 + len(skipped)) & 0xFFFF
         self.unpublished = True
 
     def publish(self) -> bool:

@@ -140,8 +140,9 @@ class VirtQueue(ABC):
             raise QueueDead(str(self.broken))
         count = len(request.readable) + len(request.writable)
         indirect = self._indirect and count > 1
-        if self.free < (1 if indirect else count):
-            raise QueueFull(f"{self.free} descriptors are free")
+        if count > self.size or self.free < (1 if indirect else count):
+            # An indirect table is no way around the longest chain that a queue takes (2.7.5.3.1, 2.8.19).
+            raise QueueFull(f"{self.free} of {self.size} descriptors are free, {count} are needed")
         parts: list[Part] = []
         try:
             for buffers, direction, flag in ((request.readable, Direction.TO_DEVICE, 0),
