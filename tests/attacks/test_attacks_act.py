@@ -12,7 +12,7 @@ from tests.attacks.victim import Victim
 @pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
 def test_an_attack_acts_and_ends(spec: AttackSpec) -> None:
     attack = spec.make()
-    victim = Victim(spec.device, attack, event_idx="event" in spec.name)
+    victim = Victim(spec.device, attack, event_idx="event" in spec.name, ring=spec.ring)
     victim.run()
     assert attack.strikes
     assert len(attack.strikes) <= Attack.LIMIT
@@ -26,6 +26,6 @@ def test_an_attack_is_deterministic(spec: AttackSpec) -> None:
     runs = []
     for _ in range(2):
         attack = spec.make()
-        Victim(spec.device, attack, event_idx="event" in spec.name).run()
+        Victim(spec.device, attack, event_idx="event" in spec.name, ring=spec.ring).run()
         runs.append(attack.strikes)
     assert runs[0] == runs[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chamber.device.catalogue import make_device
 from chamber.device.net import GUEST_MAC
@@ -14,7 +14,7 @@ from chamber.wire import blk, net
 from chamber.wire.blk import RequestType
 from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEvent, rx_queue, tx_queue
 from chamber.wire.ethernet import BROADCAST, Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4
-from chamber.wire.split import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
+from chamber.wire.split import DESC_F_INDIRECT, DESC_F_WRITE
 from chamber.wire.virtio import DeviceType, Feature
 from tests.device.driver import Driver
 
@@ -36,10 +36,11 @@ class Victim:
 
     """
 
-    def __init__(self, device_type: DeviceType, attack: Attack, *, event_idx: bool = False) -> None:
+    def __init__(self, device_type: DeviceType, attack: Attack, *, event_idx: bool = False,
+                 ring: str = "split") -> None:
         self.attack = attack
-        options = {"source": random.Random(1).randbytes} if device_type is DeviceType.RNG else {}
-        self.device = make_device(device_type, hooks=attack, **options)
+        options: dict[str, Any] = {"source": random.Random(1).randbytes} if device_type is DeviceType.RNG else {}
+        self.device = make_device(device_type, hooks=attack, ring=ring, **options)
         self._clock = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -56,7 +57,7 @@ class Victim:
 
     @property
     def interrupts(self) -> int:
-        return self.config_interrupts + sum(queue.interrupts for queue in self.driver.queues)
+        return sum((queue.interrupts for queue in self.driver.queues), self.config_interrupts)
 
     def run(self) -> None:
         """Use the device, let time pass, and remove it."""
@@ -116,12 +117,11 @@ class Victim:
         queue = self.driver.queues[index]
         memory = self.driver.memory
         for _ in range(2 * queue.size):
-            if queue.seen == int.from_bytes(memory.read(queue.used + 2, 2), "little"):
+            element = queue.take()
+            if element is None:
                 break
-            at = queue.used + 4 + 8 * (queue.seen % queue.size)
-            head, length = struct.unpack("<II", memory.read(at, 8))
+            at, head, length = element
             self.attack.guest_read(at, 8)
-            queue.seen = (queue.seen + 1) & 0xFFFF
             for address, size in queue.buffers.pop(head, []):
                 self.answers.append((index, memory.read(address, min(length, size))))
                 self.attack.guest_read(address, size)
@@ -157,16 +157,12 @@ class Victim:
     def _indirect_read(self) -> None:
         driver = self.driver
         parts = [(driver.place(16), 16, 0), (driver.place(512), 512, DESC_F_WRITE), (driver.place(1), 1, DESC_F_WRITE)]
-        table = b"".join(DESC.pack(a, n, flags | (DESC_F_NEXT if i < 2 else 0), i + 1)
-                         for i, (a, n, flags) in enumerate(parts))
+        queue = driver.queues[0]
+        table = queue.table(parts)
         address = driver.place(len(table))
         driver.memory.write(address, table)
-        queue = driver.queues[0]
-        head = queue.next_desc
-        queue.put_desc(head, address, len(table), DESC_F_INDIRECT, 0)
-        queue.next_desc = (head + 1) % queue.size
+        head = queue.add([(address, len(table), DESC_F_INDIRECT)])
         queue.buffers[head] = [parts[1][:2], parts[2][:2]]
-        queue.expose(head)
         driver.notify(0)
         self.collect(0)
 

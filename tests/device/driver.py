@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, Any
 
+from chamber.wire import packed
 from chamber.wire.errors import DmaFault
 from chamber.wire.split import DESC, DESC_F_NEXT, DESC_F_WRITE, SplitLayout
+from chamber.wire.virtio import Feature
 
 if TYPE_CHECKING:
     from chamber.device.base import Device
@@ -34,6 +37,9 @@ class Memory:
         self.view(address, len(data))[:] = data
 
 
+Parts = list[tuple[int, int, int]]
+
+
 class Queue:
     """The driver half of one split queue. Every buffer has a fixed place of its own."""
 
@@ -50,6 +56,42 @@ class Queue:
         self.buffers: dict[int, list[tuple[int, int]]] = {}
         self.interrupts = 0
 
+    @staticmethod
+    def room(size: int) -> int:
+        """Bytes of a queue."""
+        return SplitLayout(size).total_bytes
+
+    @property
+    def areas(self) -> dict[str, int]:
+        """What a device is told about it."""
+        return {"desc": self.desc, "driver": self.avail, "device": self.used}
+
+    def add(self, parts: Parts) -> int:
+        """Make a chain available; return its head."""
+        head = self.next_desc
+        for i, (address, length, flags) in enumerate(parts):
+            at = (head + i) % self.size
+            follow = DESC_F_NEXT if i < len(parts) - 1 else 0
+            self.put_desc(at, address, length, flags | follow, (at + 1) % self.size)
+        self.next_desc = (head + len(parts)) % self.size
+        self.expose(head)
+        return head
+
+    @staticmethod
+    def table(parts: Parts) -> bytes:
+        """An indirect table."""
+        return b"".join(DESC.pack(a, n, flags | (DESC_F_NEXT if i + 1 < len(parts) else 0), i + 1)
+                        for i, (a, n, flags) in enumerate(parts))
+
+    def take(self) -> tuple[int, int, int] | None:
+        """Take the next used element: where it stands, id, length."""
+        if self.seen == int.from_bytes(self.memory.read(self.used + 2, 2), "little"):
+            return None
+        at = self.used + 4 + 8 * (self.seen % self.size)
+        self.seen = (self.seen + 1) & 0xFFFF
+        head, length = struct.unpack("<II", self.memory.read(at, 8))
+        return at, head, length
+
     def put_desc(self, index: int, addr: int, length: int, flags: int, follow: int) -> None:
         self.memory.write(self.desc + 16 * index, DESC.pack(addr, length, flags, follow))
 
@@ -63,6 +105,66 @@ class Queue:
         self.interrupts += 1
 
 
+class PackedQueue:
+    """The driver half of one packed queue."""
+
+    def __init__(self, memory: Memory, base: int, size: int) -> None:
+        self.memory = memory
+        self.size = size
+        self.desc = base
+        self.buffers: dict[int, list[tuple[int, int]]] = {}
+        self.interrupts = 0
+        self._next, self._wrap = 0, 1
+        self._seen, self._seen_wrap = 0, 1
+        self._counts: dict[int, int] = {}
+        self._id = 0
+
+    @staticmethod
+    def room(size: int) -> int:
+        """Bytes of a queue."""
+        return packed.PackedLayout(size).total_bytes
+
+    @property
+    def areas(self) -> dict[str, int]:
+        """What a device is told about it."""
+        layout = packed.PackedLayout(self.size)
+        return {"desc": self.desc, "driver": self.desc + layout.driver_offset,
+                "device": self.desc + layout.device_offset}
+
+    def add(self, parts: Parts) -> int:
+        """Make a chain available; return its id."""
+        number, self._id = self._id, (self._id + 1) % self.size
+        self._counts[number] = len(parts)
+        for i, (address, length, flag) in enumerate(parts):
+            flags = flag | (DESC_F_NEXT if i + 1 < len(parts) else 0)
+            flags |= packed.DESC_F_AVAIL if self._wrap else packed.DESC_F_USED
+            self.memory.write(self.desc + 16 * self._next, packed.DESC.pack(address, length, number, flags))
+            self._next += 1
+            if self._next == self.size:
+                self._next, self._wrap = 0, self._wrap ^ 1
+        return number
+
+    @staticmethod
+    def table(parts: Parts) -> bytes:
+        """An indirect table."""
+        return b"".join(packed.DESC.pack(a, n, 0, flags) for a, n, flags in parts)
+
+    def take(self) -> tuple[int, int, int] | None:
+        """Take the next used descriptor: where it stands, id, length."""
+        at = self.desc + 16 * self._seen
+        _, length, number, flags = packed.DESC.unpack(self.memory.read(at, 16))
+        marks = packed.DESC_F_AVAIL | packed.DESC_F_USED
+        if flags & marks != (marks if self._seen_wrap else 0):
+            return None
+        self._seen += self._counts.pop(number, 1)
+        if self._seen >= self.size:
+            self._seen, self._seen_wrap = self._seen - self.size, self._seen_wrap ^ 1
+        return at, number, length
+
+    def interrupted(self) -> None:
+        self.interrupts += 1
+
+
 class Driver:
     """Puts chains into a device's queues and takes them back.
 
@@ -71,6 +173,9 @@ class Driver:
         features: what to accept; by default all that it offers but event index.
         queues: how many queues to start; by default all.
         size: descriptors per queue.
+        memory: bytes of guest memory.
+
+    Queues are packed where that is among the features.
 
     """
 
@@ -79,15 +184,15 @@ class Driver:
         self.device = device
         self.memory = Memory(memory)
         self._free = BASE
-        self.queues: list[Queue] = []
+        self.queues: list[Any] = []  # Queue or PackedQueue: tests reach into either
         self.config_interrupts = 0
         device.config_interrupt = self._config_changed
         device.accept_features(device.offered_features() & ~(1 << 29) if features is None else features)
+        make = PackedQueue if device.has(Feature.RING_PACKED) else Queue
         for index in range(device.queue_count if queues is None else queues):
-            queue = Queue(self.memory, self.place(SplitLayout(size).total_bytes), size)
+            queue = make(self.memory, self.place(make.room(size)), size)
             self.queues.append(queue)
-            device.start_queue(index, self.memory, size=size, desc=queue.desc, driver=queue.avail, device=queue.used,
-                               interrupt=queue.interrupted)
+            device.start_queue(index, self.memory, size=size, interrupt=queue.interrupted, **queue.areas)
 
     def _config_changed(self) -> None:
         self.config_interrupts += 1
@@ -102,9 +207,8 @@ class Driver:
     def add(self, index: int, readable: list[bytes], writable: list[int]) -> int:
         """Make a chain available; return its head."""
         queue = self.queues[index]
-        head = queue.next_desc
         buffers = []
-        parts: list[tuple[int, int, int]] = []
+        parts: Parts = []
         for data in readable:
             address = self.place(len(data))
             self.memory.write(address, data)
@@ -114,13 +218,8 @@ class Driver:
             self.memory.write(address, b"\xee" * length)
             parts.append((address, length, DESC_F_WRITE))
             buffers.append((address, length))
-        for i, (address, length, flags) in enumerate(parts):
-            at = (head + i) % queue.size
-            follow = DESC_F_NEXT if i < len(parts) - 1 else 0
-            queue.put_desc(at, address, length, flags | follow, (at + 1) % queue.size)
-        queue.next_desc = (head + len(parts)) % queue.size
+        head: int = queue.add(parts)
         queue.buffers[head] = buffers
-        queue.expose(head)
         return head
 
     def notify(self, index: int) -> bool:
@@ -130,11 +229,8 @@ class Driver:
         """All newly used chains of a queue: head, and the written bytes as far as the used length goes."""
         queue = self.queues[index]
         out = []
-        while queue.seen != int.from_bytes(self.memory.read(queue.used + 2, 2), "little"):
-            at = queue.used + 4 + 8 * (queue.seen % queue.size)
-            head = int.from_bytes(self.memory.read(at, 4), "little")
-            length = int.from_bytes(self.memory.read(at + 4, 4), "little")
-            queue.seen = (queue.seen + 1) & 0xFFFF
+        while (element := queue.take()) is not None:
+            _, head, length = element
             whole = b"".join(self.memory.read(a, n) for a, n in queue.buffers.pop(head))
             assert length <= len(whole)
             out.append((head, whole[:length]))

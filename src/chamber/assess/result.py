@@ -100,6 +100,7 @@ class Baseline:
         stimuli: what the guest did.
         profile: the target's set of protections, or None.
         seed: what every random choice came from.
+        ring: the kind of queue.
         fault: why it proves nothing about the attacks beside it; empty when it was served.
         seconds: wall time.
 
@@ -110,6 +111,7 @@ class Baseline:
     stimuli: tuple[str, ...]
     profile: str | None
     seed: int
+    ring: str
     fault: str
     seconds: float
 
@@ -197,8 +199,9 @@ def make_result(scenario: Scenario, observation: Observation, baseline: Observat
 
 def make_baseline(scenario: Scenario, observation: Observation, *, target: str) -> Baseline:
     """Keep what a report says of an honest run."""
-    return Baseline(target, scenario.device.short, scenario.stimuli, scenario.profile, scenario.seed,
-                    " ".join(printable(baseline_fault(observation), _LINE_LIMIT).split()), observation.seconds)
+    fault = " ".join(printable(baseline_fault(observation), _LINE_LIMIT).split())
+    return Baseline(target, scenario.device.short, scenario.stimuli, scenario.profile, scenario.seed, scenario.ring,
+                    fault, observation.seconds)
 
 
 def group(results: Iterable[Result]) -> tuple[Finding, ...]:

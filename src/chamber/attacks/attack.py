@@ -88,6 +88,7 @@ class AttackSpec:
         stimuli: what the guest does meanwhile, by name (`chamber.lab.stimuli`).
         targets: kinds of target on which it can act at all.
         known: the public bug of this class that it would have found, if there is one.
+        ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
 
     """
 
@@ -101,3 +102,4 @@ class AttackSpec:
     stimuli: tuple[str, ...] = ("use",)
     targets: frozenset[str] = frozenset({"model", "uml"})
     known: str = ""
+    ring: str = "split"

@@ -119,7 +119,8 @@ def _run(target: Target, asked: _Asked, console: Console) -> Result:
             raise click.UsageError(f"say with which protections: {asked.target}:{asked.attack.name}:PROFILE, "
                                    f"where PROFILE is one of {', '.join(map(str, known))}")
         raise targets.unknown("profile", asked.profile, [p for p in known if p])
-    scenario = Scenario(asked.attack.device, asked.attack.stimuli, asked.attack, asked.profile, asked.seed)
+    scenario = Scenario(asked.attack.device, asked.attack.stimuli, asked.attack, asked.profile, asked.seed,
+                        asked.attack.ring)
     console.print(Text(scenario_name(asked.target, asked.attack.name, asked.profile), "bold"))
     console.print(f"{asked.attack.summary} ({asked.attack.surface.value}; {asked.attack.spec})", soft_wrap=True)
     baseline = run_safely(target, baseline_of(scenario))

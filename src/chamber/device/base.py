@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Device",)
 
-_ALWAYS = bit(Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX)
+_ALWAYS = bit(Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX, Feature.NOTIFICATION_DATA,
+              Feature.RING_RESET)
 
 
 class Device(ABC):

@@ -11,7 +11,7 @@ from chamber.device.net import NetDevice
 from chamber.device.port import Port
 from chamber.device.rng import RngDevice
 from chamber.wire.console import ConsoleFeature
-from chamber.wire.virtio import DeviceType, bit
+from chamber.wire.virtio import DeviceType, Feature, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.device.hooks import Hooks
 
-__all__ = ("DISK_SIZE", "ECHO_PORT", "TYPES", "make_device")
+__all__ = ("DISK_SIZE", "ECHO_PORT", "RINGS", "TYPES", "make_device")
 
 DISK_SIZE: Final = 4 << 20
 """Bytes of the disk that `make_device` makes; its content is `chamber.device.blk.pattern_disk`."""
@@ -52,13 +52,26 @@ TYPES: Final = tuple(_MAKERS)
 """The device types that there are."""
 
 
-def make_device(type: DeviceType, *, hooks: Hooks | None = None, **options: Any) -> Device:  # noqa: A002, ANN401
+RINGS: Final = {
+    "split": 0,
+    "packed": bit(Feature.RING_PACKED),
+    "split-in-order": bit(Feature.IN_ORDER),
+    "packed-in-order": bit(Feature.RING_PACKED, Feature.IN_ORDER),
+}
+"""Kinds of queue that a device can offer, and the features that it offers for them."""
+
+
+def make_device(type: DeviceType, *, hooks: Hooks | None = None, ring: str = "split",  # noqa: A002
+                **options: Any) -> Device:  # noqa: ANN401 - the class checks them
     """Make a device as assessments use it.
 
     Args:
         type: which kind.
         hooks: interference, if any.
+        ring: the kind of queue that it offers, one of `RINGS`.
         options: what the device class takes besides; they replace the defaults one by one.
 
     """
-    return _MAKERS[type](hooks=hooks, **options)
+    device = _MAKERS[type](hooks=hooks, **options)
+    device.offer(RINGS[ring])
+    return device

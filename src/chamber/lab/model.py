@@ -120,7 +120,7 @@ class _Run:
         # The one device with a choice of its own; a seed shall decide the whole run.
         dice = random.Random(f"{prefix}{scenario.seed}")  # noqa: S311 - as above
         options = {"source": dice.randbytes} if scenario.device is DeviceType.RNG else {}
-        device = make_device(scenario.device, hooks=attack, **options)
+        device = make_device(scenario.device, hooks=attack, ring=scenario.ring, **options)
         if self._device is not None:
             self._device.close()
         self._device = device

@@ -80,6 +80,7 @@ class Scenario:
         attack: None for the honest baseline.
         profile: column of the model guest; None for targets that have none.
         seed: decides every random choice.
+        ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
 
     """
 
@@ -88,6 +89,7 @@ class Scenario:
     attack: AttackSpec | None = None
     profile: str | None = None
     seed: int = 1
+    ring: str = "split"
 
 
 class TargetError(Exception):

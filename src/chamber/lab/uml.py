@@ -26,7 +26,7 @@ __all__ = ("UmlTarget",)
 
 _PR_SET_PDEATHSIG: Final = 1
 _GUESTS_PER_JOB: Final = 2
-_Task = tuple[int, "DeviceType", tuple[str, ...], str | None, int]
+_Task = tuple[int, "DeviceType", tuple[str, ...], str | None, int, str]
 
 
 class UmlTarget:
@@ -117,7 +117,7 @@ class _Worker:
         scenario = scenarios[index]
         self.task = index
         task: _Task = (index, scenario.device, scenario.stimuli,
-                       None if scenario.attack is None else scenario.attack.name, scenario.seed)
+                       None if scenario.attack is None else scenario.attack.name, scenario.seed, scenario.ring)
         self.connection.send(task)
 
     def result(self) -> Observation:
@@ -155,8 +155,8 @@ def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], p
     try:
         try:
             while True:
-                _, device, stimuli, attack, seed = connection.recv()
-                scenario = Scenario(device, stimuli, None if attack is None else find(attack), None, seed)
+                _, device, stimuli, attack, seed, ring = connection.recv()
+                scenario = Scenario(device, stimuli, None if attack is None else find(attack), None, seed, ring)
                 connection.send(runner.run(scenario))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             pass

@@ -80,13 +80,14 @@ class UmlRunner:
         self._transcript: list[str] = []
         self._started = 0.0
         self._leaks = LeakWatch(b"")
-        self._usual: dict[tuple[DeviceType, tuple[str, ...]], float] = {}
+        self._usual: dict[tuple[DeviceType, tuple[str, ...], str], float] = {}
+        self._ring = "split"
 
     # What the guest's kernel reaches.
 
     def _provide(self, kind: DeviceType) -> Device:
         attack = self._attack
-        device = self._make_device(kind, hooks=attack)
+        device = self._make_device(kind, hooks=attack, ring=self._ring)
         device.trace = self._note
         self._device = device
         return device
@@ -183,12 +184,13 @@ class UmlRunner:
     def _once(self, scenario: Scenario) -> Observation:
         guest = self.guest()
         self._pristine = False
+        self._ring = scenario.ring
         self._transcript = []
         self._started = time.monotonic()
         marker = random.Random(f"secret {scenario.seed} {self.boots}").randbytes(24)  # noqa: S311 - reproducible on purpose
         self._leaks = LeakWatch(marker)
         observation = Observation(transcript=self._transcript)
-        if scenario.attack is not None and (scenario.device, scenario.stimuli) not in self._usual:
+        if scenario.attack is not None and (scenario.device, scenario.stimuli, scenario.ring) not in self._usual:
             before = Observation()
             self._stimulate(guest, scenario, before, marker, honest=True)
             if not before.completed:
@@ -212,7 +214,7 @@ class UmlRunner:
     def _stimulate(self, guest: UmlGuest, scenario: Scenario, observation: Observation, marker: bytes, *,
                    honest: bool) -> None:
         stimuli = [s for s in scenario.stimuli if s != "shutdown"]
-        usual = self._usual.get((scenario.device, scenario.stimuli))
+        usual = self._usual.get((scenario.device, scenario.stimuli, scenario.ring))
         limit = BASELINE_SECONDS if honest or usual is None else max(_HANG_SECONDS, _HANG_FACTOR * usual)
         begin = time.monotonic()
         try:
@@ -226,7 +228,7 @@ class UmlRunner:
         else:
             observation.completed = answer is not None and "hang" not in answer
             if honest and observation.completed:
-                self._usual[scenario.device, scenario.stimuli] = time.monotonic() - begin
+                self._usual[scenario.device, scenario.stimuli, scenario.ring] = time.monotonic() - begin
         observation.served = observation.completed
         self._read_steps(guest.steps, observation)
         if answer is None:

@@ -36,7 +36,7 @@ from chamber.wire.vhost_user import (
     VringAddress,
     VringState,
 )
-from chamber.wire.virtio import Status, bit
+from chamber.wire.virtio import Feature, Status, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,7 +267,8 @@ class Session:
         return None
 
     def _get_features(self, _payload: Payload, _message: Message) -> Payload:
-        return U64(self.device.offered_features() & (1 << 64) - 1 | bit(F_PROTOCOL_FEATURES))
+        features = self.device.offered_features() & (1 << 64) - 1 & ~bit(Feature.NOTIFICATION_DATA)
+        return U64(features | bit(F_PROTOCOL_FEATURES))
 
     def _set_features(self, payload: Payload, _message: Message) -> None:
         assert isinstance(payload, U64)
@@ -382,7 +383,7 @@ class Session:
         assert isinstance(payload, VringState)
         vring = self._vring(payload.index)
         self._stop(vring)
-        vring.base = payload.num & 0xFFFF
+        vring.base = payload.num
 
     def _set_vring_addr(self, payload: Payload, _message: Message) -> None:
         assert isinstance(payload, VringAddress)
