@@ -57,7 +57,8 @@ class Victim:
 
     @property
     def interrupts(self) -> int:
-        return sum((queue.interrupts for queue in self.driver.queues), self.config_interrupts)
+        interrupts: int = self.config_interrupts + sum(queue.interrupts for queue in self.driver.queues)
+        return interrupts
 
     def run(self) -> None:
         """Use the device, let time pass, and remove it."""

@@ -14,6 +14,7 @@ from chamber.attacks.frames import frame_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
+from chamber.attacks.packed import packed_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
 
@@ -33,6 +34,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     lifecycle_attacks,
     net_attacks,
     notification_attacks,
+    packed_attacks,
     ring_attacks,
     rng_attacks,
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chamber.device.queue import DeviceQueue
     from chamber.device.ring import Ring
 
-__all__ = ("UsedLie", "ring_attacks", "used_lie")
+__all__ = ("UsedLie", "lies_in_any_ring", "ring_attacks", "used_lie")
 
 _MAX32: Final = 0xFFFFFFFF
 _TOGGLES: Final = 400
@@ -445,6 +445,11 @@ _CHOICE: Final[dict[str, tuple[str, ...]]] = {
             "completed-twice"),
 }
 
+_USUAL: Final = ("used-id-size", "used-id-repeated", "used-len-zero", "used-len-one", "used-len-beyond", "used-len-max",
+                 "used-idx-one-ahead", "used-idx-half", "withheld", "late", "unserved", "completed-twice", "reversed")
+"""What is tried on queues that nothing special is known of."""
+_FORMAT_NEUTRAL: Final = (*_USED, "withheld", "late", "unserved", "completed-twice", "reversed")
+
 _KNOWN: Final = {
     "blk-desc-addr-rewritten": "private descriptor state of virtio_ring, Linux 5.14",
     "blk-desc-len-rewritten": "private descriptor state of virtio_ring, Linux 5.14",
@@ -522,12 +527,17 @@ def _kinds() -> dict[str, _Kind]:
     return kinds
 
 
+def lies_in_any_ring() -> dict[str, tuple[Surface, Aim, str, str, Callable[[str, int], Attack]]]:
+    """Lies about completions that need nothing of a format, by name: surface, aim, clause, summary, maker."""
+    return {name: (kind.surface, kind.aim, kind.spec, kind.summary, kind.make) for name, kind in _kinds().items()
+            if name in _FORMAT_NEUTRAL}
+
+
 def ring_attacks() -> Iterator[AttackSpec]:
-    """Attacks on the rings, for each device and queue role that they make sense on."""
+    """Attacks on split rings, for each device and queue role that they make sense on."""
     kinds = _kinds()
-    for prefix, names in _CHOICE.items():
-        place = PLACES[prefix]
-        for what in names:
+    for prefix, place in PLACES.items():
+        for what in _CHOICE.get(prefix, _USUAL):
             kind = kinds[what]
             name = f"{prefix}-{what}"
             yield AttackSpec(
