@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,11 @@ class _Asked:
 @click.option("--seed", type=click.IntRange(0, 2**63),
               help="Where random choices come from. Default: as reported, or 1.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
+@click.option("--capture", "capture_path", type=click.Path(path_type=Path),
+              help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("chamber-out"), show_default=True,
               help="Folder with the report.")
-def replay(finding: str, seed: int | None, kernel: Path | None, out: Path) -> int:
+def replay(finding: str, seed: int | None, kernel: Path | None, capture_path: Path | None, out: Path) -> int:
     """Run one scenario again and show everything.
 
     FINDING is the id of a finding in the report, or TARGET:ATTACK[:PROFILE].
@@ -58,12 +61,13 @@ def replay(finding: str, seed: int | None, kernel: Path | None, out: Path) -> in
     Exit status 0 if it comes to the verdict in the report, or if the report does not have it; 1 if it comes to another.
     """
     asked = _by_name(finding, seed, out) if ":" in finding else _by_id(finding, seed, kernel, out)
-    with InterruptOnce():
-        target = targets.make_target(asked.target, kernel if asked.target == "uml" else None)
-        try:
-            result = _run(target, asked, make_console())
-        finally:
-            target.close()
+    with InterruptOnce(), contextlib.ExitStack() as stack:
+        capture = targets.open_capture(capture_path)
+        if capture is not None:
+            stack.enter_context(capture)
+        target = targets.make_target(asked.target, kernel if asked.target == "uml" else None, capture)
+        stack.callback(target.close)
+        result = _run(target, asked, make_console())
     if asked.reported is None:
         click.echo(f"{out / 'report.json'} has no verdict to compare with")
         return 0

@@ -11,7 +11,8 @@ import click
 from chamber.assess.printable import printable
 from chamber.attacks.catalogue import catalogue, find
 from chamber.cli.interrupt import InterruptOnce
-from chamber.cli.targets import unknown
+from chamber.cli.targets import open_capture, unknown
+from chamber.device.capture import Recorder
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.disk import FileDisk, MemoryDisk
 from chamber.device.tap import TapBackend
@@ -21,6 +22,7 @@ from chamber.wire.virtio import DeviceType
 if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
+    from chamber.device.hooks import Hooks
 
 __all__ = ("serve",)
 
@@ -54,17 +56,22 @@ def _mac(_context: click.Context, _parameter: click.Parameter, value: str | None
 @click.option("--socket", "path", required=True, type=click.Path(path_type=Path), help="Where to listen.")
 @click.option("--attack", "name", help="Be hostile: one attack of the catalogue.")
 @click.option("--trace", is_flag=True, help="Print every message and event, not only what the attack does.")
+@click.option("--capture", "capture_path", type=click.Path(path_type=Path),
+              help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
 @click.option("--file", type=click.Path(path_type=Path), help="blk: the disk image. Default: 4 MiB of memory.")
 @click.option("--read-only", is_flag=True, help="blk: refuse writes.")
 @click.option("--size", callback=_size, help="blk: size of a disk in memory, such as 64M.")
 @click.option("--tap", help="net: the tap device at the other end. Default: a built-in peer.")
 @click.option("--mac", callback=_mac, help="net: the guest's address.")
 @click.option("--queues", type=click.IntRange(1, 64), help="blk: request queues. net: pairs of queues.")
-def serve(device: str, path: Path, name: str | None, trace: bool, **options: Any) -> None:  # noqa: ANN401 - click's
+def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None,
+          **options: Any) -> None:  # noqa: ANN401 - click's
     """Serve a device, honest or hostile, until interrupted."""
     kind = next(d for d in TYPES if d.short == device)
     attack = _attack(name, kind)
-    served = _make(kind, attack, {key: value for key, value in options.items() if value not in {None, False}})
+    capture = open_capture(capture_path)
+    hooks = attack if capture is None else Recorder(capture, attack)
+    served = _make(kind, hooks, {key: value for key, value in options.items() if value not in {None, False}})
 
     def show(line: str) -> None:
         if trace or line.startswith("ATTACK "):
@@ -76,6 +83,9 @@ def serve(device: str, path: Path, name: str | None, trace: bool, **options: Any
             serve_device(served, path, trace=trace)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
+        finally:
+            if capture is not None:
+                capture.close()
 
 
 def serve_device(device: Device, path: Path, *, trace: bool) -> None:
@@ -104,7 +114,7 @@ def _attack(name: str | None, kind: DeviceType) -> Attack | None:
     return spec.make()
 
 
-def _make(kind: DeviceType, attack: Attack | None, options: dict[str, Any]) -> Device:
+def _make(kind: DeviceType, hooks: Hooks | None, options: dict[str, Any]) -> Device:
     allowed = {DeviceType.BLOCK: {"file", "read_only", "size", "queues"}, DeviceType.NET: {"tap", "mac", "queues"}}
     for key in options:
         if key not in allowed.get(kind, set()):
@@ -121,7 +131,7 @@ def _make(kind: DeviceType, attack: Attack | None, options: dict[str, Any]) -> D
             arguments["pairs"] = options["queues"]
         if "tap" in options:
             arguments["backend"] = _tap(options["tap"])
-    return make_device(kind, hooks=attack, **arguments)
+    return make_device(kind, hooks=hooks, **arguments)
 
 
 def _disk(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from chamber.device.capture import CaptureFile
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ KINDS: Final = tuple(_CLASSES)
 _LISTED: Final = 12
 
 
-def make_target(kind: str, kernel: Path | None = None) -> Target:
+def make_target(kind: str, kernel: Path | None = None, capture: CaptureFile | None = None) -> Target:
     """Make a target.
 
     Args:
         kind: one of `KINDS`.
         kernel: what to boot, for targets that boot something; None for the default.
+        capture: where to write down what crosses the boundary.
 
     Raises:
         TargetError: it cannot be had on this machine.
@@ -43,8 +45,23 @@ def make_target(kind: str, kernel: Path | None = None) -> Target:
         if error.name != module:
             raise
         raise TargetError(f"target {kind} is not part of this installation ({module} is missing)") from None
-    target: Target = found() if kind == "model" else found(kernel)
+    target: Target = found(capture=capture) if kind == "model" else found(kernel, capture=capture)
     return target
+
+
+def open_capture(path: Path | None) -> CaptureFile | None:
+    """Open what ``--capture`` names; None if it names nothing.
+
+    Raises:
+        click.UsageError: it can't be written.
+
+    """
+    if path is None:
+        return None
+    try:
+        return CaptureFile(path)
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from None
 
 
 def profiles_of(target: Target) -> tuple[str | None, ...]:

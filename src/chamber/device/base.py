@@ -313,4 +313,6 @@ class Device(ABC):
         """Add a line to the transcript, if one is kept."""
         if self.trace is not None:
             self.trace(line)
+        if self.hooks is not None:
+            self.hooks.logged(line)
 

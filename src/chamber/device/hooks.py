@@ -81,5 +81,8 @@ class Hooks:
     def queue_stopping(self, queue: DeviceQueue) -> None:
         """The driver takes a queue back; it may still be touched during this call, and never after it."""
 
+    def logged(self, line: str) -> None:
+        """The device added a line to its transcript."""
+
     def guest_read(self, address: int, length: int) -> None:
         """The guest has just read shared memory. Only the model target can tell; real guests are raced instead."""

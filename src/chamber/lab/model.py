@@ -6,6 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
 from chamber.guest.bounce import PoolFull
 from chamber.guest.driver import DeviceTimeout, Refused
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
+    from chamber.device.capture import CaptureFile
     from chamber.guest.driver import VirtioDriver
     from chamber.lab.observation import Scenario
 
@@ -39,10 +41,18 @@ _NULL: Final = "null pointer"
 
 
 class ModelTarget:
-    """Runs scenarios on Chamber's own guest, each on a fresh one."""
+    """Runs scenarios on Chamber's own guest, each on a fresh one.
+
+    Args:
+        capture: where to write down what crosses the boundary, on the guest's clock.
+
+    """
 
     kind: Final = "model"
     profiles: Final = tuple(PROFILES)
+
+    def __init__(self, capture: CaptureFile | None = None) -> None:
+        self._capture = capture
 
     def describe(self) -> dict[str, object]:
         """What the report says about this target."""
@@ -51,7 +61,7 @@ class ModelTarget:
     def run(self, scenario: Scenario) -> Observation:
         """Run a scenario to its end, whatever guest and attack do."""
         begin = time.perf_counter()
-        run = _Run(scenario)
+        run = _Run(scenario, self._capture)
         try:
             run.attack()
             if scenario.attack is not None:
@@ -68,13 +78,16 @@ class ModelTarget:
 class _Run:
     """One scenario."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, capture: CaptureFile | None) -> None:
         self.observation = Observation()
         self._scenario = scenario
         self._machine = GuestMachine(PROFILES[scenario.profile or "hardened"], scenario.seed)
         self._halted = False
         self._seen: set[str] = set()
         self._device: Device | None = None
+        self._capture = capture
+        if capture is not None:
+            capture.clock = lambda: self._machine.scheduler.now
 
     def close(self) -> None:
         if self._device is not None:
@@ -120,7 +133,8 @@ class _Run:
         # The one device with a choice of its own; a seed shall decide the whole run.
         dice = random.Random(f"{prefix}{scenario.seed}")  # noqa: S311 - as above
         options = {"source": dice.randbytes} if scenario.device is DeviceType.RNG else {}
-        device = make_device(scenario.device, hooks=attack, ring=scenario.ring, **options)
+        hooks = attack if self._capture is None else Recorder(self._capture, attack)
+        device = make_device(scenario.device, hooks=hooks, ring=scenario.ring, **options)
         if self._device is not None:
             self._device.close()
         self._device = device

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
+    from chamber.device.capture import CaptureFile
     from chamber.lab.uml_kernel import UmlKernel
     from chamber.wire.virtio import DeviceType
 
@@ -35,6 +36,7 @@ class UmlTarget:
     Args:
         kernel: the binary, or None for Debian's ``linux.uml``.
         options: words for the kernel's command line; the default makes silent corruption loud.
+        capture: where `run` writes down what crosses the boundary; `run_all` writes nothing down.
 
     Raises:
         TargetError: there is no such kernel.
@@ -44,9 +46,11 @@ class UmlTarget:
     kind: Final = "uml"
     devices: Final = DEVICES
 
-    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] = LOUD) -> None:
+    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] = LOUD,
+                 capture: CaptureFile | None = None) -> None:
         self.kernel = find_kernel(kernel)
         self.options = options
+        self._capture = capture
         self._runner: UmlRunner | None = None
 
     def describe(self) -> dict[str, object]:
@@ -57,7 +61,7 @@ class UmlTarget:
     def run(self, scenario: Scenario) -> Observation:
         """Run one scenario here and now."""
         if self._runner is None:
-            self._runner = UmlRunner(self.kernel, options=self.options)
+            self._runner = UmlRunner(self.kernel, options=self.options, capture=self._capture)
         return self._runner.run(scenario)
 
     def run_all(self, scenarios: list[Scenario], on_result: Callable[[Scenario, Observation], None],

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
+    from chamber.device.capture import CaptureFile
     from chamber.lab.observation import Scenario
     from chamber.lab.uml_kernel import UmlKernel
 
@@ -62,15 +64,17 @@ class UmlRunner:
         kernel: what to boot.
         options: further words for the kernel's command line.
         make_device: builds the device of a type with the hooks given.
+        capture: where to write down what crosses the boundary.
 
     """
 
     def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] = LOUD,
-                 make_device: Callable[..., Device] = make_device) -> None:
+                 make_device: Callable[..., Device] = make_device, capture: CaptureFile | None = None) -> None:
         self.kernel = kernel
         self.boots = 0
         self._options = options
         self._make_device = make_device
+        self._capture = capture
         self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: UmlGuest | None = None
         self._pristine = True
@@ -87,7 +91,8 @@ class UmlRunner:
 
     def _provide(self, kind: DeviceType) -> Device:
         attack = self._attack
-        device = self._make_device(kind, hooks=attack, ring=self._ring)
+        hooks = attack if self._capture is None else Recorder(self._capture, attack)
+        device = self._make_device(kind, hooks=hooks, ring=self._ring)
         device.trace = self._note
         self._device = device
         return device

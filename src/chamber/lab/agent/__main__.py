@@ -10,7 +10,7 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import blk, common, console, kernel, net
+from chamber.lab.agent import blk, common, console, kernel, net, program
 from chamber.lab.agent.report import Report
 
 _TERMINAL = "/dev/tty1"
@@ -106,6 +106,29 @@ def _cycle(report: Report, request: dict[str, object]) -> None:
         kernel.unbind_platform(platform)
 
 
+def _connect(request: dict[str, object]) -> dict[str, object]:
+    """Connect a device for programs to use."""
+    kernel.bind_platform(str(request["platform"]))
+    virtio = kernel.virtio_name(str(request["platform"]))
+    kernel.driver_of(virtio)
+    return {"virtio": virtio}
+
+
+def _disconnect(request: dict[str, object]) -> dict[str, object]:
+    kernel.unbind_platform(str(request["platform"]))
+    return {}
+
+
+def _execute(request: dict[str, object]) -> dict[str, object]:
+    """Run a program."""
+    arguments = request["arguments"]
+    return program.run(arguments if isinstance(arguments, list) else [], float(str(request["seconds"])))
+
+
+_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute}
+"""What is asked for and answered at once, or refused with an error."""
+
+
 def main() -> None:
     """Serve the host until it says to end, or for as long as there is one."""
     terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
@@ -135,6 +158,11 @@ def main() -> None:
                         report.send(done="check", caches=kernel.check_slabs())
                     case "off":
                         kernel.power_off()
+                    case task:
+                        try:
+                            report.send(done=task, **_TASKS[task](request))
+                        except OSError as error:
+                            report.send(done=task, failed=str(error))
 
 
 if __name__ == "__main__":
