@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from chamber.device.capture import CaptureFile
     from chamber.lab.observation import Scenario, Target
 
 BROKEN, BROKEN_TOO, DENIED, HOSTILE_ONE, HELD = (
@@ -36,7 +37,8 @@ class Bench:
     made: list[FakeTarget] = field(default_factory=list)
     kernels: list[Path | None] = field(default_factory=list)
 
-    def make_target(self, kind: str, kernel: Path | None = None) -> Target:
+    def make_target(self, kind: str, kernel: Path | None = None, capture: CaptureFile | None = None) -> Target:
+        assert capture is None
         if kind in self.missing:
             raise TargetError(self.missing[kind])
         make = ReversedTarget if kind == "uml" else FakeTarget

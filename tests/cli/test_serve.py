@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     (["blk", "--size", "1M", "--file", "x"], "a file has its own"),
     (["blk", "--file", "/no/such/file"], "/no/such/file: No such file"),
     (["blk", "--queues", "0"], "0 is not in the range"),
+    (["blk", "--capture", "/no/such/folder/x.pcapng"], "/no/such/folder/x.pcapng: No such file"),
 ])
 def test_wrong_usage_is_one_line(arguments: list[str], words: str, tmp_path: Path,
                                  capsys: pytest.CaptureFixture[str]) -> None:
