@@ -59,17 +59,22 @@ class UmlGuest:
         devices: for each device, what provides it when the guest connects.
         options: further words for the kernel's command line.
         observer: sees all that devices read from buffers, if given.
+        sockets: back ends that others serve, such as qemu-storage-daemon, by their sockets.
+        memory_mb: megabytes of the guest's memory.
 
     """
 
     def __init__(self, kernel: UmlKernel, loop: EventLoop,
                  devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
-                 options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None) -> None:
+                 options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None,
+                 sockets: Mapping[DeviceType, Path] | None = None, memory_mb: int = MEMORY_MB) -> None:
         self.kernel = kernel
         self.platform: dict[DeviceType, str] = {}
         self.backends: dict[DeviceType, Backend] = {}
         self.asked: Callable[[str], None] = lambda _action: None
         self.steps: list[dict[str, Any]] = []
+        self._sockets = dict(sockets or {})
+        self._memory_mb = memory_mb
         self._loop = loop
         self._console = bytearray()
         self._messages: list[dict[str, Any]] = []
@@ -84,6 +89,7 @@ class UmlGuest:
                                   observer=observer)
                 stack.callback(backend.close)
                 self.backends[device] = backend
+                self._sockets[device] = self.folder / device.short
             self._spawn(stack, options)
             self._closing = stack.pop_all()
         try:
@@ -106,11 +112,11 @@ class UmlGuest:
             source = self.folder / "src"
             source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
             command = [
-                str(self.kernel.path), f"mem={MEMORY_MB}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
+                str(self.kernel.path), f"mem={self._memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
                 f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
-                *(f"virtio_uml.device={self.folder / d.short}:{int(d)}" for d in self.backends),
+                *(f"virtio_uml.device={path}:{int(device)}" for device, path in self._sockets.items()),
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
                 "--modules", ",".join(map(str, self.kernel.modules)),
             ]
@@ -146,7 +152,7 @@ class UmlGuest:
         if hello is None or "failed" in hello:
             reason = "no word from its agent" if hello is None else hello["failed"]
             raise TargetError(f"{self.kernel.path} did not boot: {reason}")
-        self.platform = dict(zip(self.backends, hello["devices"], strict=True))
+        self.platform = dict(zip(self._sockets, hello["devices"], strict=True))
         self.take_console()
 
     # What the guest says.
