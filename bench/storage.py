@@ -28,7 +28,7 @@ __all__ = ("disk_rows",)
 
 _IMAGE: Final = 64 << 20
 _MEMORY_MB: Final = 384
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 _START_SECONDS: Final = 20.0
 _FIO_SECONDS: Final = 60.0
 _JOBS: Final = (("4 KiB", "4k", 1, "16m"), ("4 KiB", "4k", 32, "16m"), ("1 MiB", "1m", 1, "256m"),

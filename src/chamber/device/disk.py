@@ -15,6 +15,7 @@ _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _FALLOC_FL_ZERO_RANGE: Final = 16
 _PIECE: Final = 1 << 20
+_IOV_MAX: Final = 1024
 
 
 class Disk(Protocol):
@@ -25,6 +26,10 @@ class Disk(Protocol):
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return exactly `length` bytes."""
+        ...
+
+    def read_into(self, offset: int, views: list[memoryview]) -> None:
+        """Fill `views`, one after the other."""
         ...
 
     def write(self, offset: int, data: bytes) -> None:
@@ -56,6 +61,12 @@ class MemoryDisk:
     def read(self, offset: int, length: int) -> memoryview:
         """Return exactly `length` bytes."""
         return self._view[offset:offset + length]
+
+    def read_into(self, offset: int, views: list[memoryview]) -> None:
+        """Fill `views`, one after the other."""
+        for view in views:
+            view[:] = self._view[offset:offset + len(view)]
+            offset += len(view)
 
     def write(self, offset: int, data: bytes) -> None:
         """Store bytes."""
@@ -93,6 +104,16 @@ class FileDisk:
         if len(data) != length:
             raise OSError(f"{len(data)} bytes read of {length} at {offset}")
         return data
+
+    def read_into(self, offset: int, views: list[memoryview]) -> None:
+        """Fill `views`, one after the other, without a copy in between; a file that was cut short is an error."""
+        for start in range(0, len(views), _IOV_MAX):
+            part = views[start:start + _IOV_MAX]
+            length = sum(map(len, part))
+            done = os.preadv(self._fd, part, offset)
+            if done != length:
+                raise OSError(f"{done} bytes read of {length} at {offset}")
+            offset += length
 
     def write(self, offset: int, data: bytes) -> None:
         """Store bytes."""
