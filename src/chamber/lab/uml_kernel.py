@@ -22,6 +22,13 @@ MODULES: Final = (
     "drivers/net/virtio_net.ko",
     "drivers/block/virtio_blk.ko",
     "drivers/char/virtio_console.ko",
+    "lib/crc64.ko",
+    "lib/crc64-rocksoft.ko",
+    "block/t10-pi.ko",
+    "drivers/scsi/scsi_common.ko",
+    "drivers/scsi/scsi_mod.ko",
+    "drivers/scsi/sd_mod.ko",
+    "drivers/scsi/virtio_scsi.ko",
 )
 """Modules to load, in the order in which they need each other; those that are missing are built in, or not there."""
 
