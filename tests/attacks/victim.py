@@ -7,6 +7,7 @@ import random
 import struct
 from typing import TYPE_CHECKING, Any
 
+from chamber.attacks.config import LAYOUTS
 from chamber.device.catalogue import make_device
 from chamber.device.net import GUEST_MAC
 from chamber.device.net_peer import GUEST_IP, PEER_IP
@@ -16,6 +17,7 @@ from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEven
 from chamber.wire.ethernet import BROADCAST, Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4
 from chamber.wire.split import DESC_F_INDIRECT, DESC_F_WRITE
 from chamber.wire.virtio import DeviceType, Feature
+from tests.attacks import use_crypto
 from tests.device.driver import Driver
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     from chamber.attacks.attack import Attack
 
-USES: dict[DeviceType, Callable[[Victim], None]] = {}
+USES: dict[DeviceType, Callable[[Victim], None]] = {
+    DeviceType.CRYPTO: use_crypto.use,
+}
 """How each device type is used, besides those that `Victim` itself uses."""
 
 
@@ -101,9 +105,8 @@ class Victim:
             self._read_config()
 
     def _read_config(self) -> None:
-        layouts = {DeviceType.BLOCK: blk.CONFIG, DeviceType.NET: net.CONFIG}
-        layout = layouts.get(self.device.type)
-        if layout is None:
+        layout = LAYOUTS.get(self.device.type)
+        if layout is None or self.device.type is DeviceType.CONSOLE:
             self.device.read_config(0, 12)
             self.device.read_config(4, 4)
             return

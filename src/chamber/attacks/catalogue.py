@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.blk import blk_attacks
 from chamber.attacks.config import config_attacks
 from chamber.attacks.console import console_attacks
+from chamber.attacks.crypto import crypto_attacks
 from chamber.attacks.features import feature_attacks
 from chamber.attacks.frames import frame_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
@@ -29,6 +30,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     blk_attacks,
     config_attacks,
     console_attacks,
+    crypto_attacks,
     feature_attacks,
     frame_attacks,
     lifecycle_attacks,

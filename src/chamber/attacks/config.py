@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import blk, console, net
+from chamber.wire import blk, console, crypto, net
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     from chamber.wire.layout import Field, Layout
 
-__all__ = ("ConfigLie", "config_attacks", "lies_about")
+__all__ = ("LAYOUTS", "ConfigLie", "config_attacks", "lies_about")
 
-_LAYOUTS: Final = {
+LAYOUTS: Final = {
     DeviceType.BLOCK: blk.CONFIG,
     DeviceType.NET: net.CONFIG,
     DeviceType.CONSOLE: console.CONFIG,
+    DeviceType.CRYPTO: crypto.CONFIG,
 }
+"""Configuration spaces to lie in, by device type."""
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)
 _CONFIGURABLE: Final = (net.NetFeature.MQ, net.NetFeature.MTU, net.NetFeature.RSS)
 """Features of the network device that a guest's administrator uses."""
@@ -174,7 +176,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
 
 def config_attacks() -> Iterator[AttackSpec]:
     """Attacks on every field of every configuration space."""
-    for device, layout in _LAYOUTS.items():
+    for device, layout in LAYOUTS.items():
         fields = [field for field in layout if field.is_integer and "unused" not in field.name]
         for field in fields:
             stem = f"{device.short}-config-{field.name.replace('.', '-').replace('_', '-')}"

@@ -222,7 +222,7 @@ class BlkDevice(Device):
         return BlkStatus.OK, self.disk.read(sector * SECTOR_SIZE, room)
 
     def _in_place(self, chain: Chain, sector: int, room: int) -> bool:
-        """Read into the driver's buffers themselves; return whether that went well. Small reads are cheaper by a copy."""
+        """Read into the driver's buffers themselves; return whether it went well. A small read is cheaper by a copy."""
         start = sector * SECTOR_SIZE
         if room % SECTOR_SIZE or room > _REQUEST_LIMIT or start + room > self.sectors * SECTOR_SIZE:
             return False

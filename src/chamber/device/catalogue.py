@@ -41,11 +41,18 @@ def _console(**options: Any) -> ConsoleDevice:  # noqa: ANN401 - as above
     return ConsoleDevice(**options)
 
 
+def _crypto(**options: Any) -> Device:  # noqa: ANN401 - as above
+    from chamber.device.crypto import CryptoDevice  # noqa: PLC0415 - the library behind it takes a while to load
+
+    return CryptoDevice(**options)
+
+
 _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.NET: NetDevice,
     DeviceType.BLOCK: _blk,
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
+    DeviceType.CRYPTO: _crypto,
 }
 
 TYPES: Final = tuple(_MAKERS)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.console import ConsoleDriver
+from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.net import NetDriver
 from chamber.guest.drivers.rng import RngDriver
-from chamber.lab.model_use import blk, console, net, rng
+from chamber.lab.model_use import blk, console, crypto, net, rng
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.BLOCK: BlkDriver,
     DeviceType.CONSOLE: ConsoleDriver,
     DeviceType.RNG: RngDriver,
+    DeviceType.CRYPTO: CryptoDriver,
 }
 
 STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
@@ -30,6 +32,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.BLOCK: blk.STIMULI,
     DeviceType.CONSOLE: console.STIMULI,
     DeviceType.RNG: rng.STIMULI,
+    DeviceType.CRYPTO: crypto.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
 action of its own."""

@@ -112,7 +112,8 @@ class UmlGuest:
             source = self.folder / "src"
             source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
             command = [
-                str(self.kernel.path), f"mem={self._memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
+                str(self.kernel.path), f"mem={self._memory_mb}M",
+                "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
                 f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
