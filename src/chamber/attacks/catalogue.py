@@ -16,6 +16,7 @@ from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
 from chamber.attacks.packed import packed_attacks
+from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
 
@@ -37,6 +38,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     net_attacks,
     notification_attacks,
     packed_attacks,
+    pmem_attacks,
     ring_attacks,
     rng_attacks,
 )

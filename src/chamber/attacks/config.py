@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import blk, console, crypto, net
+from chamber.wire import blk, console, crypto, net, pmem
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -22,6 +22,7 @@ LAYOUTS: Final = {
     DeviceType.NET: net.CONFIG,
     DeviceType.CONSOLE: console.CONFIG,
     DeviceType.CRYPTO: crypto.CONFIG,
+    DeviceType.PMEM: pmem.CONFIG,
 }
 """Configuration spaces to lie in, by device type."""
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)

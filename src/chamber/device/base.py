@@ -198,6 +198,11 @@ class Device(ABC):
         """File descriptors that the transport shall wait for, and what to call when one is readable."""
         return {}
 
+    @property
+    def device_memory(self) -> tuple[int, memoryview] | None:
+        """Memory of the device's own that the platform shows to the guest, and at which address; None if it has none."""
+        return None
+
     def queue_role(self, index: int) -> str:  # noqa: ARG002 - for overriding
         """What a queue is for, in one word, such as ``rx``; by default all of them take ``requests``."""
         return "requests"

@@ -8,6 +8,7 @@ from chamber.device.blk import BlkDevice, pattern_disk
 from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
 from chamber.device.net import NetDevice
+from chamber.device.pmem import PmemDevice
 from chamber.device.port import Port
 from chamber.device.rng import RngDevice
 from chamber.wire.console import ConsoleFeature
@@ -53,6 +54,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
     DeviceType.CRYPTO: _crypto,
+    DeviceType.PMEM: PmemDevice,
 }
 
 TYPES: Final = tuple(_MAKERS)

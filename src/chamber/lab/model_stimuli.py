@@ -8,8 +8,9 @@ from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.console import ConsoleDriver
 from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.net import NetDriver
+from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
-from chamber.lab.model_use import blk, console, crypto, net, rng
+from chamber.lab.model_use import blk, console, crypto, net, pmem, rng
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.CONSOLE: ConsoleDriver,
     DeviceType.RNG: RngDriver,
     DeviceType.CRYPTO: CryptoDriver,
+    DeviceType.PMEM: PmemDriver,
 }
 
 STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
@@ -33,6 +35,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.CONSOLE: console.STIMULI,
     DeviceType.RNG: rng.STIMULI,
     DeviceType.CRYPTO: crypto.STIMULI,
+    DeviceType.PMEM: pmem.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
 action of its own."""

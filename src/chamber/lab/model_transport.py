@@ -31,6 +31,8 @@ class ModelTransport:
         self._status = 0
         device.config_interrupt = lambda: machine.interrupts.assert_vector(0)
         device.schedule = machine.scheduler.call_later
+        if device.device_memory is not None:
+            machine.memory.show_device_memory(*device.device_memory)
 
     def _settle(self) -> None:
         self._machine.scheduler.step()
@@ -86,6 +88,13 @@ class ModelTransport:
         """Hand a queue over."""
         self._device.start_queue(index, self._machine.memory.host, size=size, desc=desc, driver=driver, device=device,
                                  interrupt=lambda: self._machine.interrupts.assert_vector(1 + index))
+
+    def shared_memory(self, number: int) -> tuple[int, int] | None:
+        """Where the one region is that a device may have."""
+        if number or self._device.device_memory is None:
+            return None
+        start, memory = self._device.device_memory
+        return start, len(memory)
 
     def reset_queue(self, index: int) -> None:
         """Take a queue back."""

@@ -39,6 +39,7 @@ class GuestMemory:
         self.size = size
         self.faults: list[DmaFault] = []
         self.watch: Callable[[int, int], None] | None = None
+        self._device_memory: tuple[int, memoryview] | None = None
         fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
         try:
             os.truncate(fd, size)
@@ -50,10 +51,31 @@ class GuestMemory:
 
     def close(self) -> None:
         """Give the memory back."""
+        self._device_memory = None
         try:
             self._map.close()
         except BufferError:
             del self._map  # a device still holds a view of a ring; the last view takes the mapping with it
+
+    def show_device_memory(self, address: int, memory: memoryview) -> None:
+        """Show a device's own memory to the guest, beyond the guest's.
+
+        No byte of it can be trusted at any time: the host writes it while the guest reads it.
+
+        Raises:
+            ValueError: it overlaps the guest's memory.
+
+        """
+        if address < self.size:
+            raise ValueError("a device's memory lies beyond the guest's")
+        self._device_memory = (address, memory)
+
+    def _of_device(self, address: int, length: int) -> memoryview | None:
+        if self._device_memory is None:
+            return None
+        start, memory = self._device_memory
+        at = address - start
+        return memory[at:at + length] if 0 <= at <= at + length <= len(memory) else None
 
     def share(self, address: int, length: int) -> None:
         """Let the host reach the pages of a range."""
@@ -87,14 +109,27 @@ class GuestMemory:
         return ranges
 
     def read(self, address: int, length: int) -> bytes:
-        """Read as the guest's processor does."""
+        """Read as the guest's processor does; where nothing answers, all bits are one."""
+        if address >= self.size:
+            found = self._of_device(address, length)
+            if found is None:
+                return b"\xff" * min(length, self.size)
+            data = bytes(found)
+            if self.watch is not None:
+                self.watch(address, length)
+            return data
         data = self._map[address:address + length]
         if self.watch is not None and self.is_shared(address, length):
             self.watch(address, length)
         return data
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Write as the guest's processor does."""
+        """Write as the guest's processor does; what nothing takes is lost."""
+        if address >= self.size:
+            found = self._of_device(address, len(data))
+            if found is not None:
+                found[:] = bytes(data)
+            return
         self._map[address:address + len(data)] = bytes(data)
 
     def peek(self, address: int, length: int) -> bytes:

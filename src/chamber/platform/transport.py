@@ -50,6 +50,10 @@ class Transport(Protocol):
         """Hand a queue over: its size, and the addresses of its three areas."""
         ...
 
+    def shared_memory(self, number: int) -> tuple[int, int] | None:
+        """Address and length of a shared memory region (virtio 1.3, 2.10); None if there is none of that number."""
+        ...
+
     def reset_queue(self, index: int) -> None:
         """Take a single queue back, with RING_RESET (virtio 1.3, 2.6.1); `setup_queue` hands it over anew."""
         ...

@@ -1,0 +1,143 @@
+"""Persistent memory device (virtio 1.3, 5.19): memory of the host that the guest reads and writes without asking."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from chamber.device.base import Device
+from chamber.device.errors import DriverError
+from chamber.wire.pmem import CONFIG, FLUSH, REQUEST, RESPONSE
+from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from chamber.device.chain import Chain
+    from chamber.device.hooks import Hooks
+    from chamber.device.queue import DeviceQueue
+
+__all__ = ("FileMedium", "MemoryMedium", "PmemDevice")
+
+_START: Final = 1 << 32
+_SIZE: Final = 1 << 18
+_FAILED: Final = 0xFFFFFFFF
+"""ret of a flush that failed: -1."""
+
+
+class MemoryMedium:
+    """A medium in memory: what was flushed survives `power_cut`, the rest does not.
+
+    Attributes:
+        live: what the guest reads and writes.
+
+    """
+
+    def __init__(self, size: int) -> None:
+        self.live = memoryview(bytearray(size))
+        self._durable = bytearray(size)
+
+    def flush(self) -> None:
+        """Make it durable."""
+        self._durable[:] = self.live
+
+    def power_cut(self) -> None:
+        """Lose what was never flushed."""
+        self.live[:] = self._durable
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class FileMedium:
+    """A medium in a file, mapped.
+
+    Args:
+        path: the file; whole pages.
+
+    Raises:
+        OSError: it can't be opened or mapped.
+        ValueError: it is empty or not whole pages.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if not size or size % mmap.PAGESIZE:
+                raise ValueError(f"{path}: persistent memory is whole pages of {mmap.PAGESIZE} bytes")
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self.live = memoryview(self._map)
+
+    def flush(self) -> None:
+        """Have the file system write it (msync)."""
+        self._map.flush()
+
+    def power_cut(self) -> None:
+        """A file does not forget what was written to it."""
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self.live.release()
+        self._map.close()
+
+
+class PmemDevice(Device):
+    """Shows the guest a range of memory, and makes it durable when asked to.
+
+    Args:
+        medium: what the memory holds; closed with the device. By default 256 KiB, zeroed.
+        start: guest-physical address at which the platform is to show it.
+        config: fields of configuration space to set otherwise, by name.
+        features: feature bits to offer, SHMEM_REGION for one.
+        queue_size: descriptors per queue.
+        hooks: interference, if any.
+
+    """
+
+    type: ClassVar[DeviceType] = DeviceType.PMEM
+
+    def __init__(self, medium: MemoryMedium | FileMedium | None = None, *, start: int = _START,
+                 config: Mapping[str, int | bytes] | None = None, features: int | None = None, queue_size: int = 64,
+                 hooks: Hooks | None = None) -> None:
+        self.medium = MemoryMedium(_SIZE) if medium is None else medium
+        self.start = start
+        values = {"start": start, "size": len(self.medium.live), **(config or {})}
+        super().__init__(features=features or 0, config=CONFIG.pack(**values), queues=1, queue_size=queue_size,
+                         hooks=hooks)
+
+    @property
+    def device_memory(self) -> tuple[int, memoryview]:
+        """Where the platform shows which memory."""
+        return self.start, self.medium.live
+
+    def close(self) -> None:
+        """Close the medium."""
+        self.medium.close()
+
+    def host_action(self, action: str) -> None:
+        """Cut the power, ``power-cut``: what was flushed stays."""
+        if action == "power-cut":
+            self.medium.power_cut()
+
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        """Serve a request; flush is all that there is (5.19.6)."""
+        request = chain.read(0, REQUEST.size)
+        if len(request) < REQUEST.size or chain.writable_size < RESPONSE.size:
+            self.report(DriverError("a request has a type and room for a response", spec="5.19.6", detail=repr(chain)))
+            self.complete(queue, chain, 0)
+            return
+        result = _FAILED
+        if REQUEST.get(request, "type") == FLUSH:
+            try:
+                self.medium.flush()
+                result = 0
+            except OSError as error:
+                self.log(f"flush failed: {error}")
+        self.log(f"flush: {'ok' if not result else 'failed'}")
+        self.complete(queue, chain, self.respond(queue, chain, bytes(RESPONSE.pack(ret=result))))
