@@ -98,6 +98,8 @@ class _SocketEnd(HostEnd):
             first = self._backlog[0]
             written = self._write(first)
             self.connection.consume(written)
+            if not self._backlog:
+                return  # closed meanwhile
             if written < len(first):
                 self._backlog[0] = first[written:]
                 return
@@ -156,10 +158,12 @@ class _SocketEnd(HostEnd):
             # A stream that gave less than asked has no more; whatever comes then is a new edge.
             self._readable = size == limit or self._kind is VsockType.SEQPACKET or self._ending
             self.connection.send(bytes(buffer[:size]))
-        elif self._ending or self._kind is VsockType.STREAM:  # else it is an empty message
+        elif self._ending or self._kind is VsockType.STREAM:
             self._readable = False
             self._ended = True
             self._end()
+        else:  # an empty message
+            self.connection.poke()
 
     def _end(self) -> None:
         """The program closed its end, or half of it."""
