@@ -389,7 +389,7 @@ class P9Server:
 
     def _setattr(self, message: Message) -> _Answer:
         node, valid = self._fid(message).node, message.number("valid")
-        if valid & ~SetattrMask.ALL:
+        if valid & ~int(SetattrMask.ALL):
             raise _refuse(errno.EINVAL)
         if valid & (SetattrMask.UID | SetattrMask.GID):
             node.chown(*(message.number(name) if valid & bit else -1

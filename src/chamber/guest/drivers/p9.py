@@ -268,7 +268,8 @@ class P9Driver(P9Channel):
         most = self.checks.number(self.msize).minus(CONTENT_OVERHEAD, _MSIZE, "a message has room for data", SPEC)
         unit = reply.number("iounit").at_most(most, "what is moved at once fits a message", SPEC)
         # Byte by byte is legal and useless: a file would take more requests than the guest has time for.
-        self.checks.require(not unit or unit >= _LEAST_UNIT, "what is moved at once is worth a message", SPEC, str(unit))
+        self.checks.require(not unit or unit >= _LEAST_UNIT, "what is moved at once is worth a message", SPEC,
+                            str(unit))
         return unit or most
 
     def read(self, fid: P9Fid, offset: int, count: int) -> bytes:

@@ -28,6 +28,8 @@ __all__ = ("P9Channel", "P9Error", "Pending")
 _M = MessageType
 _TAGS: Final = 63
 _MAX_ERRNO: Final = 4095
+_LEAST_REPLY: Final = 256
+"""Bytes of a reply's buffer: most replies are shorter, and their buffers need not differ."""
 
 
 class P9Error(Refused):
@@ -146,7 +148,7 @@ class P9Channel(VirtioDriver):
                 raise Refused("no tag is free: the device answers too little")
         heap = self.machine.heap
         data = encode(kind, tag, **values)
-        size = max(fixed_size(MessageType(kind + 1)) + room, fixed_size(_M.RLERROR))
+        size = max(fixed_size(MessageType(kind + 1)) + room, _LEAST_REPLY)
         self._last_handle += 1
         pending = Pending(kind, tag, heap.alloc(len(data), f"{kind.name} message"),
                            heap.alloc(size, f"{kind.name} reply"), self._last_handle)
