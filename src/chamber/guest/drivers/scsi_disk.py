@@ -34,6 +34,7 @@ _MODE: Final = 64
 _CACHING: Final = 0x08
 _NAA: Final = 3
 _NAME: Final = 16
+_SERIAL: Final = 64
 _SHIFTS: Final = bytes((9, 10, 11, 12))
 """Block sizes that this guest has use for, as powers of two: 512 to 4096."""
 _MAX_BYTES: Final = 1 << 62
@@ -186,7 +187,7 @@ class ScsiDisk:
         if head[0] != 0:
             raise Refused("no disk")
         pages = self._pages()
-        serial = self._vpd(VpdPage.SERIAL_NUMBER) if VpdPage.SERIAL_NUMBER in pages else b""
+        serial = self._serial() if VpdPage.SERIAL_NUMBER in pages else b""
         name = self._name() if VpdPage.IDENTIFICATION in pages else b""
         identity = Identity(head[8:36], serial, name)
         checks.require(self.identity in {None, identity}, "a disk stays the one that it is", _SPEC, str(self.address))
@@ -221,8 +222,22 @@ class ScsiDisk:
 
     def _pages(self) -> bytes:
         pages = self._vpd(VpdPage.SUPPORTED_PAGES)
-        self.driver.checks.require(list(pages) == sorted(set(pages)), "pages are listed once, in order", _SPEC)
+        self.driver.checks.require(list(pages) == sorted(set(pages)) and pages[:1] == b"\0",
+                                   "pages are listed once, in order, the list itself first", _SPEC)
         return pages
+
+    def _serial(self) -> bytes:
+        """Return the serial number, without the spaces before it."""
+        checks = self.driver.checks
+        page = self._vpd(VpdPage.SERIAL_NUMBER)
+        checks.require(all(0x20 <= byte < 0x7F for byte in page), "a serial number is of ASCII characters", _SPEC)
+        length = checks.number(len(page)).between(1, _SERIAL, "a serial number is 1 to 64 characters", _SPEC)
+        serial = self.driver.machine.heap.alloc(_SERIAL, "serial number")
+        serial.write(page)
+        try:
+            return serial.read(0, length).lstrip()
+        finally:
+            self.driver.machine.heap.free(serial)
 
     def _name(self) -> bytes:
         """Return the disk's number, from the designators that it has."""
@@ -279,6 +294,10 @@ class ScsiDisk:
             if most:  # zero stands for any
                 self._most = min(self._most, most * self.block_size)
             self._unmap_blocks = int.from_bytes(limits[16:20], "big")
+        if VpdPage.BLOCK_CHARACTERISTICS in pages:
+            characteristics = self._vpd(VpdPage.BLOCK_CHARACTERISTICS)
+            checks.number(len(characteristics)).between(0x3C, _PAGE, "block characteristics are 60 bytes", _SPEC)
+            checks.require(not characteristics[4] & 0x30, "a disk has no zones", _SPEC)
         if VpdPage.PROVISIONING in pages:
             provisioning = self._vpd(VpdPage.PROVISIONING)
             checks.number(len(provisioning)).between(4, _PAGE, "provisioning is 4 bytes", _SPEC)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import random
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
-from chamber.lab.agent.report import WrongData
+from chamber.lab.agent.disk import BLKDISCARD, BLKFLSBUF, BLKRRPART, BLKZEROOUT, IOCTLS, Direct, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,16 +21,7 @@ __all__ = ("STIMULI",)
 _PATTERN: Final = 0x63686D6272
 _WRITE_AREA: Final = 1024
 """First sector that stimuli write to; everything below keeps the pattern."""
-_IOCTLS: Final = {
-    "BLKROGET": 0x125E, "BLKRAGET": 0x1263, "BLKSSZGET": 0x1268, "BLKPBSZGET": 0x127B, "BLKIOMIN": 0x1278,
-    "BLKIOOPT": 0x1279, "BLKALIGNOFF": 0x127A, "BLKGETSIZE64": 0x80081272, "BLKROTATIONAL": 0x127E,
-    "HDIO_GETGEO": 0x0301,
-}
-_BLKFLSBUF: Final = 0x1261
-_BLKDISCARD: Final = 0x1277
 _BLKSECDISCARD: Final = 0x127D
-_BLKZEROOUT: Final = 0x127F
-_BLKRRPART: Final = 0x125F
 
 
 def _disk(virtio: str) -> str:
@@ -46,57 +35,15 @@ def _right(sector: int, count: int) -> bytes:
     return b"".join(struct.pack("<Q", (sector + i) ^ _PATTERN) * 64 for i in range(count))
 
 
-class _Direct:
-    """Reads and writes that go past the page cache, so that each reaches the device."""
-
-    def __init__(self, disk: str, flags: int) -> None:
-        self._fd = os.open(f"/dev/{disk}", flags | os.O_DIRECT)
-        self._buffer = mmap.mmap(-1, 1 << 20)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-        self._buffer.close()
-
-    def read(self, sector: int, count: int) -> bytes:
-        size = count * 512
-        with memoryview(self._buffer)[:size] as view:
-            view[:] = b"\xee" * size
-            got = os.preadv(self._fd, [view], sector * 512)
-            if got != size:
-                raise OSError(5, f"read {got} of {size} bytes at sector {sector}")
-            return bytes(view)
-
-    def write(self, sector: int, data: bytes) -> None:
-        with memoryview(self._buffer)[:len(data)] as view:
-            view[:] = data
-            if os.pwritev(self._fd, [view], sector * 512) != len(data):
-                raise OSError(5, f"short write at sector {sector}")
-
-    def flush(self) -> None:
-        os.fsync(self._fd)
-
-    def ioctl(self, request: int, argument: bytes | int = 0) -> None:
-        fcntl.ioctl(self._fd, request, argument)
-
-
-def _compare(got: bytes, right: bytes, what: str) -> None:
-    if got != right:
-        at = next(i for i in range(len(right)) if got[i:i + 1] != right[i:i + 1])
-        raise WrongData(f"{what}: byte {at} is {got[at:at + 16].hex()}, not {right[at:at + 16].hex()}")
-
-
 def use(virtio: str, report: Report) -> None:
     """Read what is known, write, flush, read back; whole and in pieces."""
     disk = _disk(virtio)
     sectors = int(Path(f"/sys/block/{disk}/size").read_text(encoding="ascii"))
     report.note(f"{disk} has {sectors} sectors")
-    with _Direct(disk, os.O_RDWR) as direct:
+    with Direct(disk, os.O_RDWR) as direct:
         for sector, count in ((0, 8), (9, 1), (64, 128), (256, 512)):
             with report.step(f"read {count} sectors at {sector}"):
-                _compare(direct.read(sector, count), _right(sector, count), f"sector {sector}")
+                compare(direct.read(sector, count), _right(sector, count), f"sector {sector}")
         dice = random.Random(sectors)  # noqa: S311 - test data
         for sector, count in ((_WRITE_AREA, 8), (_WRITE_AREA + 100, 256)):
             data = dice.randbytes(count * 512)
@@ -104,13 +51,13 @@ def use(virtio: str, report: Report) -> None:
             with report.step(f"write {count} sectors at {sector}, flush, read back"):
                 direct.write(sector, data)
                 direct.flush()
-                _compare(direct.read(sector, count), data, f"written sector {sector}")
-        report.attempt("flush buffers", direct.ioctl, _BLKFLSBUF)
+                compare(direct.read(sector, count), data, f"written sector {sector}")
+        report.attempt("flush buffers", direct.ioctl, BLKFLSBUF)
     with report.step("read through the page cache"), open(f"/dev/{disk}", "rb") as cached:
         data = cached.read(256 * 1024)
         if len(data) < 256 * 1024:
             raise OSError(5, f"{len(data)} bytes in the page cache")
-        _compare(data, _right(0, 512), "page cache")
+        compare(data, _right(0, 512), "page cache")
 
 
 def inspect(virtio: str, report: Report) -> None:
@@ -122,23 +69,23 @@ def inspect(virtio: str, report: Report) -> None:
     for mode in ("write through", "write back"):
         report.attempt(f"set cache_type to {mode}", kernel.write, block / "cache_type", mode)
         report.attempt("read cache_type", (block / "cache_type").read_bytes)
-    with _Direct(disk, os.O_RDONLY) as direct:
-        for name, request in _IOCTLS.items():
+    with Direct(disk, os.O_RDONLY) as direct:
+        for name, request in IOCTLS.items():
             report.attempt(name, direct.ioctl, request, bytes(64))
-        report.attempt("BLKRRPART", direct.ioctl, _BLKRRPART)
+        report.attempt("BLKRRPART", direct.ioctl, BLKRRPART)
     report.attempt("read device attributes", kernel.read_tree, Path("/sys/bus/virtio/devices") / virtio, depth=0)
 
 
 def discard(virtio: str, report: Report) -> None:
     """Discard and zero ranges, and see zeros."""
-    with _Direct(_disk(virtio), os.O_RDWR) as direct:
-        for name, request in (("discard", _BLKDISCARD), ("secure discard", _BLKSECDISCARD)):
+    with Direct(_disk(virtio), os.O_RDWR) as direct:
+        for name, request in (("discard", BLKDISCARD), ("secure discard", _BLKSECDISCARD)):
             for start, size in ((_WRITE_AREA * 512, 65536), (_WRITE_AREA * 512, 1 << 20)):
                 report.attempt(f"{name} {size} bytes", direct.ioctl, request, struct.pack("=QQ", start, size))
         with report.step("zero out"):
-            direct.ioctl(_BLKZEROOUT, struct.pack("=QQ", _WRITE_AREA * 512, 65536))
+            direct.ioctl(BLKZEROOUT, struct.pack("=QQ", _WRITE_AREA * 512, 65536))
         with report.step("read zeros"):
-            _compare(direct.read(_WRITE_AREA, 128), bytes(65536), "zeroed sectors")
+            compare(direct.read(_WRITE_AREA, 128), bytes(65536), "zeroed sectors")
 
 
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect, "discard": discard}

@@ -1,0 +1,156 @@
+"""What a guest does with SCSI disks."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import kernel
+from chamber.lab.agent.disk import BLKDISCARD, BLKFLSBUF, BLKRRPART, BLKZEROOUT, IOCTLS, Direct, compare
+from chamber.lab.agent.report import Silence, WrongData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("STIMULI",)
+
+_PATTERN: Final = 0x63686D6272
+_FIRST, _SECOND, _EXTRA = (0, 0), (0, 1), (1, 0)
+_READS: Final = {_FIRST: ((0, 8), (9, 1), (64, 128), (256, 512)), _SECOND: ((0, 8), (16, 16), (64, 128))}
+_WRITES: Final = {_FIRST: ((1024, 8), (1124, 256)), _SECOND: ((256, 8), (320, 64))}
+"""Sectors of 512 bytes: start and count. Everything that is not written keeps the pattern."""
+_SG_SCSI_RESET: Final = 0x2284
+_SG_RESETS: Final = {"device": 0x101, "target": 0x104}
+"""What to reset, and nothing more if that fails."""
+_APPEAR_SECONDS: Final = 1.0
+
+
+def _find(virtio: str, unit: tuple[int, int]) -> str:
+    """Name of the disk at a target and LUN; empty if there is none."""
+    pattern = f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*"
+    return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
+
+
+def _disk(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
+    """Wait for a disk to appear, or to disappear: both go on behind the probe, and behind events."""
+    deadline = time.monotonic() + _APPEAR_SECONDS
+    while bool(name := _find(virtio, unit)) != there:
+        if time.monotonic() > deadline:
+            raise Silence(f"the disk {unit[0]}:{unit[1]} did not {'appear' if there else 'disappear'}")
+        time.sleep(0.002)
+    if there:
+        kernel.wait_for("the disk's file", Path("/dev") / name)
+    return name
+
+
+def _right(unit: tuple[int, int], sector: int, count: int) -> bytes:
+    """Return what a disk holds at first: each sector's number, which its address is part of, XORed, 64 times."""
+    first = ((unit[0] << 14 | unit[1]) << 32) + sector
+    return b"".join(struct.pack("<Q", (first + i) ^ _PATTERN) * 64 for i in range(count))
+
+
+def _sectors(disk: str) -> int:
+    return int(Path(f"/sys/block/{disk}/size").read_text(encoding="ascii"))
+
+
+def use(virtio: str, report: Report) -> None:
+    """Read what is known, write, flush, read back, on both disks."""
+    for unit, reads in _READS.items():
+        disk = _disk(virtio, unit)
+        report.note(f"{disk} has {_sectors(disk)} sectors")
+        with Direct(disk, os.O_RDWR) as direct:
+            for sector, count in reads:
+                with report.step(f"read {count} sectors at {sector}"):
+                    compare(direct.read(sector, count), _right(unit, sector, count), f"sector {sector}")
+            dice = random.Random(unit[1])  # noqa: S311 - test data
+            for sector, count in _WRITES[unit]:
+                data = dice.randbytes(count * 512)
+                # Only what was written without an error has to be there afterwards.
+                with report.step(f"write {count} sectors at {sector}, flush, read back"):
+                    direct.write(sector, data)
+                    direct.flush()
+                    compare(direct.read(sector, count), data, f"written sector {sector}")
+            report.attempt("flush buffers", direct.ioctl, BLKFLSBUF)
+        with report.step("read through the page cache"), open(f"/dev/{disk}", "rb") as cached:
+            data = cached.read(128 * 1024)
+            if len(data) < 128 * 1024:
+                raise OSError(5, f"{len(data)} bytes in the page cache")
+            compare(data, _right(unit, 0, 256), "page cache")
+
+
+def inspect(virtio: str, report: Report) -> None:
+    """Read everything that the kernel tells of the disk, have it look again, and reset it."""
+    disk = _disk(virtio)
+    block = Path("/sys/block") / disk
+    report.attempt("read sysfs", kernel.read_tree, block)
+    report.attempt("read the device", kernel.read_tree, block / "device", depth=2)
+    report.attempt("look at the device again", kernel.write, block / "device/rescan", "1")
+    for host in (Path("/sys/bus/virtio/devices") / virtio).glob("host*/scsi_host/host*"):
+        report.attempt("read the host", kernel.read_tree, host, depth=0)
+        report.attempt("scan the host", kernel.write, host / "scan", "- - -")
+    for what, argument in _SG_RESETS.items():
+        with Direct(_disk(virtio), os.O_RDONLY) as direct:
+            report.attempt(f"reset the {what}", direct.ioctl, _SG_SCSI_RESET, struct.pack("=i", argument))
+    report.ask("reset")
+    with Direct(_disk(virtio), os.O_RDONLY) as direct:
+        for name, request in IOCTLS.items():
+            report.attempt(name, direct.ioctl, request, bytes(64))
+        report.attempt("BLKRRPART", direct.ioctl, BLKRRPART)
+        with report.step("read after the reset"):
+            compare(direct.read(2, 1), _right(_FIRST, 2, 1), "sector 2")
+
+
+def discard(virtio: str, report: Report) -> None:
+    """Discard and zero ranges, and see zeros."""
+    start, size = _WRITES[_FIRST][0][0], 64 << 10
+    with Direct(_disk(virtio), os.O_RDWR) as direct:
+        for name, request in (("discard", BLKDISCARD), ("zero out", BLKZEROOUT)):
+            with report.step(f"write, {name}, read zeros"):
+                direct.write(start, b"\xd1" * size)
+                direct.ioctl(request, struct.pack("=QQ", start * 512, size))
+                compare(direct.read(start, size // 512), bytes(size), "zeroed sectors")
+
+
+def hotplug(virtio: str, report: Report) -> None:
+    """Use a disk that comes and goes."""
+    _disk(virtio)
+    for turn in range(2):
+        report.ask("plug")
+        with report.step(f"plug, turn {turn + 1}"), Direct(_disk(virtio, _EXTRA), os.O_RDWR) as direct:
+            compare(direct.read(0, 8), _right(_EXTRA, 0, 8), "sector 0")
+            data = bytes((turn,)) * 4096
+            direct.write(8, data)
+            direct.flush()
+            compare(direct.read(8, 8), data, "written sector 8")
+        report.ask("unplug")
+        with report.step(f"unplug, turn {turn + 1}"):
+            _disk(virtio, _EXTRA, there=False)
+    use(virtio, report)
+
+
+def resize(virtio: str, report: Report) -> None:
+    """See a disk shrink and grow."""
+    disk = _disk(virtio)
+    whole = _sectors(disk)
+    for action, sectors in (("shrink", whole // 2), ("grow", whole)):
+        report.ask(action)
+        with report.step(action):
+            deadline = time.monotonic() + _APPEAR_SECONDS
+            while _sectors(disk) != sectors:
+                if time.monotonic() > deadline:
+                    raise Silence(f"the disk has {_sectors(disk)} sectors, not {sectors}")
+                time.sleep(0.002)
+            with Direct(disk, os.O_RDONLY) as direct:
+                compare(direct.read(sectors - 1, 1), _right(_FIRST, sectors - 1, 1), "last sector")
+    if _sectors(disk) != whole:
+        raise WrongData("the disk has another size than it had")
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "use": use, "inspect": inspect, "discard": discard, "hotplug": hotplug, "resize": resize}
