@@ -6,6 +6,7 @@ import difflib
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from chamber.attacks.balloon import balloon_attacks
 from chamber.attacks.blk import blk_attacks
 from chamber.attacks.config import config_attacks
 from chamber.attacks.console import console_attacks
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ("UnknownAttackError", "catalogue", "find")
 
 _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
+    balloon_attacks,
     blk_attacks,
     config_attacks,
     console_attacks,

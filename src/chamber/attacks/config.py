@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import blk, console, crypto, net, pmem
+from chamber.wire import balloon, blk, console, crypto, net, pmem
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -21,6 +21,7 @@ LAYOUTS: Final = {
     DeviceType.BLOCK: blk.CONFIG,
     DeviceType.NET: net.CONFIG,
     DeviceType.CONSOLE: console.CONFIG,
+    DeviceType.BALLOON: balloon.CONFIG,
     DeviceType.CRYPTO: crypto.CONFIG,
     DeviceType.PMEM: pmem.CONFIG,
 }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.device.catalogue import TYPES
+from chamber.wire.balloon import BalloonFeature as Balloon
 from chamber.wire.blk import BlkFeature as Blk
 from chamber.wire.console import ConsoleFeature as Console
 from chamber.wire.net import NetFeature as Net
@@ -79,6 +80,11 @@ _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
         ("read-only", bit(Blk.RO), 0, "offers RO"),
         ("limits", bit(Blk.SIZE_MAX, Blk.SEG_MAX, Blk.GEOMETRY, Blk.BLK_SIZE, Blk.TOPOLOGY), 0,
          "offers SIZE_MAX, SEG_MAX, GEOMETRY, BLK_SIZE and TOPOLOGY"),
+    ),
+    DeviceType.BALLOON: (
+        ("reporting-alone", bit(Balloon.PAGE_REPORTING), bit(Balloon.STATS_VQ, Balloon.FREE_PAGE_HINT),
+         "offers PAGE_REPORTING alone, so that its queue has another number"),
+        ("tell", bit(Balloon.MUST_TELL_HOST), 0, "offers MUST_TELL_HOST"),
     ),
     DeviceType.NET: (
         ("no-ctrl-vq", _CONTROLLED, bit(Net.CTRL_VQ),

@@ -35,6 +35,8 @@ PLACES: Final = {place.prefix: place for place in (
     Place(DeviceType.BLOCK, "requests", "blk", 2),
     Place(DeviceType.RNG, "requests", "rng", 0),
     Place(DeviceType.PMEM, "requests", "pmem", 0),
+    *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)
+      for role in ("inflate", "deflate", "stats", "hint", "report")),
     Place(DeviceType.CRYPTO, "requests", "crypto", 1),
     Place(DeviceType.CRYPTO, "control", "crypto-control", 1),
     Place(DeviceType.NET, "rx", "net-rx", 1),

@@ -200,7 +200,7 @@ class Device(ABC):
 
     @property
     def device_memory(self) -> tuple[int, memoryview] | None:
-        """Memory of the device's own that the platform shows to the guest, and at which address; None if it has none."""
+        """Memory of the device's own that the platform shows to the guest, and at which address; None without."""
         return None
 
     def queue_role(self, index: int) -> str:  # noqa: ARG002 - for overriding

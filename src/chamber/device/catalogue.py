@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from chamber.device.balloon import BalloonDevice
 from chamber.device.blk import BlkDevice, pattern_disk
 from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
@@ -53,6 +54,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.BLOCK: _blk,
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
+    DeviceType.BALLOON: BalloonDevice,
     DeviceType.CRYPTO: _crypto,
     DeviceType.PMEM: PmemDevice,
 }

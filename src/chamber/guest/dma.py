@@ -53,6 +53,7 @@ class Dma:
         self._coherent = coherent
         self._pool = pool
         self._profile = profile
+        self._direct: dict[int, int] = {}
 
     def alloc_coherent(self, size: int, name: str, align: int = 16) -> Object:
         """Allocate memory that guest and device share for as long as it lives; it is cleared."""
@@ -65,15 +66,25 @@ class Dma:
     def map(self, buffer: Buffer, direction: Direction) -> int:
         """Make a buffer reachable for the device; return its address there.
 
+        What lies in pages that the guest shares anyway goes as it is: it was given away on purpose.
+
         Raises:
             PoolFull: the bounce pool has no room.
 
         """
+        address = buffer.memory.address + buffer.offset
         if self._pool is None:
-            return buffer.memory.address + buffer.offset
+            return address
+        if self.heap.memory.is_shared(address, buffer.length):
+            self._direct[address] = self._direct.get(address, 0) + 1
+            return address
         return self._pool.map(buffer.memory, buffer.offset, buffer.length, direction)
 
     def unmap(self, address: int, written: int) -> None:
         """Take a buffer back; `written` bytes of it came from the device."""
-        if self._pool is not None:
+        if address in self._direct:
+            self._direct[address] -= 1
+            if not self._direct[address]:
+                del self._direct[address]
+        elif self._pool is not None:
             self._pool.unmap(address, written)

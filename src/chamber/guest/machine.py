@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chamber.guest.profile import Profile
+    from chamber.platform.heap import Object
 
 __all__ = ("GuestMachine",)
 
@@ -25,6 +26,9 @@ _POOL_AREAS: Final = 2
 _COHERENT: Final = 256 << 10
 _PRIVATE: Final = 1 << 20
 _STEPS: Final = 150_000
+_SPARE_PAGES: Final = 24
+_SPARE: Final = (2 * _SPARE_PAGES + 1) * PAGE
+"""Room for them, a red zone around each."""
 
 
 class GuestMachine:
@@ -45,7 +49,8 @@ class GuestMachine:
         self.secrets = Secrets(seed)
         self.scheduler = Scheduler(_STEPS)
         self.interrupts = InterruptController()
-        self.memory = GuestMemory(PAGE + _PRIVATE + _COHERENT + pool_bytes, private=profile.private)
+        spare_at = PAGE + _PRIVATE + _COHERENT + pool_bytes
+        self.memory = GuestMemory(spare_at + _SPARE, private=profile.private)
         # Page 0 belongs to nobody, so that a null address is never a valid one.
         self.heap = Heap(self.memory, PAGE, _PRIVATE, stale=self.secrets.marker)
         coherent_at = PAGE + _PRIVATE
@@ -58,6 +63,10 @@ class GuestMachine:
                               checked=profile.checked)
         self.pool = pool
         self.dma = Dma(profile, self.heap, self.coherent, pool)
+        # Pages that nobody uses now; what they held before is as secret as anything.
+        spare = Heap(self.memory, spare_at, _SPARE, stale=self.secrets.marker)
+        spare.reports = self.heap.reports
+        self.spare_pages: list[Object] = [spare.alloc(PAGE, "spare page", align=PAGE) for _ in range(_SPARE_PAGES)]
         keep = self.heap.alloc(len(self.secrets.marker) * 8, "key of the disk")
         keep.write(self.secrets.marker * 8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
@@ -37,6 +37,7 @@ _TRANSCRIPT: Final = 2000
 _AFTER_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 0.1
 _REBINDS: Final = 3
+_BALLOON_PAGES: Final = 12
 _NULL: Final = "null pointer"
 
 
@@ -130,9 +131,11 @@ class _Run:
     def _use(self, attack: Attack | None, prefix: str = "") -> None:
         scenario, machine, observation = self._scenario, self._machine, self.observation
         known = len(observation.evidence)
-        # The one device with a choice of its own; a seed shall decide the whole run.
+        # A seed shall decide the whole run, and a host ask for what a small guest can give.
         dice = random.Random(f"{prefix}{scenario.seed}")  # noqa: S311 - as above
-        options = {"source": dice.randbytes} if scenario.device is DeviceType.RNG else {}
+        own: dict[DeviceType, dict[str, Any]] = {
+            DeviceType.RNG: {"source": dice.randbytes}, DeviceType.BALLOON: {"target": _BALLOON_PAGES}}
+        options = own.get(scenario.device, {})
         hooks = attack if self._capture is None else Recorder(self._capture, attack)
         device = make_device(scenario.device, hooks=hooks, ring=scenario.ring, **options)
         if self._device is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from chamber.guest.drivers.balloon import BalloonDriver
 from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.console import ConsoleDriver
 from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.net import NetDriver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
-from chamber.lab.model_use import blk, console, crypto, net, pmem, rng
+from chamber.lab.model_use import balloon, blk, console, crypto, net, pmem, rng
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.BLOCK: BlkDriver,
     DeviceType.CONSOLE: ConsoleDriver,
     DeviceType.RNG: RngDriver,
+    DeviceType.BALLOON: BalloonDriver,
     DeviceType.CRYPTO: CryptoDriver,
     DeviceType.PMEM: PmemDriver,
 }
@@ -34,6 +36,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.BLOCK: blk.STIMULI,
     DeviceType.CONSOLE: console.STIMULI,
     DeviceType.RNG: rng.STIMULI,
+    DeviceType.BALLOON: balloon.STIMULI,
     DeviceType.CRYPTO: crypto.STIMULI,
     DeviceType.PMEM: pmem.STIMULI,
 }

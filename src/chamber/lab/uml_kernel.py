@@ -22,6 +22,7 @@ MODULES: Final = (
     "drivers/net/virtio_net.ko",
     "drivers/block/virtio_blk.ko",
     "drivers/char/virtio_console.ko",
+    "drivers/virtio/virtio_balloon.ko",
     "lib/crc64.ko",
     "lib/crc64-rocksoft.ko",
     "block/t10-pi.ko",

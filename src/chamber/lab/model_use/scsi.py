@@ -33,7 +33,7 @@ def _blocks(address: Address, start: int, count: int, block_size: int) -> bytes:
     return b"".join(struct.pack("<Q", (first + i) ^ _PATTERN) * 64 for i in range(count * sectors))
 
 
-def use(driver: ScsiDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:  # noqa: ARG001
+def use(driver: ScsiDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
     for address, serial in _SERIALS.items():
         disk = driver.wait_for(address)
         for start, count in ((0, 8), (9, 1), (11, 16)):
@@ -45,6 +45,10 @@ def use(driver: ScsiDriver, machine: GuestMachine, ask: Callable[[str], None]) -
         compare(disk.read(_WRITE_AREA, 8), data, "read back what was written")
         assert disk.identity is not None
         compare(disk.identity.serial, serial, "serial number")
+        driver.manage(TaskFunction.QUERY_TASK_SET, address)
+        ask("reset")
+        machine.settle(PAUSE)
+        driver.attend()
 
 
 def inspect(driver: ScsiDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
