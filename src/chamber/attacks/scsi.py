@@ -288,13 +288,13 @@ _CONTENTS: Final = (
 
 _CONTROLS: Final = (
     *((f"task-{name}", _PAY, aim, f"answers task management with the response {value}",
-       lambda value=value: Control(lambda _data: bytes((value,))), ("inspect",)) for name, value, aim in (
+       lambda value=value: Control(lambda _data: bytes((value,))), LOOK) for name, value, aim in (
         ("bad-target", Response.BAD_TARGET, Aim.DENIAL), ("busy", Response.BUSY, Aim.DENIAL),
         ("rejected", Response.FUNCTION_REJECTED, Aim.DENIAL), ("incorrect-lun", Response.INCORRECT_LUN, Aim.DENIAL),
         ("succeeded", Response.FUNCTION_SUCCEEDED, Aim.DECEPTION), ("overrun", Response.OVERRUN, Aim.DECEPTION),
         ("unknown", 0x7F, Aim.DECEPTION), ("max", 0xFF, Aim.DECEPTION))),
     ("task-empty", _LEN, Aim.DECEPTION, "answers task management with no byte",
-     lambda: Control(lambda _data: b""), ("inspect",)),
+     lambda: Control(lambda _data: b""), LOOK),
     ("query-more", _PAY, Aim.DECEPTION, "reports more events than it was asked for",
      lambda: Control(lambda data: b"\xff" * 4 + data[4:], sizes=(5,)), ("inspect",)),
     ("query-short", _LEN, Aim.LEAK, "answers a query with 2 bytes",
@@ -308,8 +308,9 @@ _ROWS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
     ("5.6.6.2", _CONTROLS),
     ("5.6.6.3", EVENT_ROWS),
 )
-_MODEL_ONLY: Final = ("peek", "query-")
-"""A driver that bounces nothing shows the device whatever its buffers held; Linux sends no queries."""
+_MODEL_ONLY: Final = ("peek", "query-", "event-not-negotiated")
+"""A driver that bounces nothing shows the device whatever its buffers held. Linux sends no queries, and lends nothing
+for events that were not negotiated."""
 
 
 def scsi_attacks() -> Iterator[AttackSpec]:
