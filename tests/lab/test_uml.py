@@ -30,6 +30,7 @@ STIMULI = {
     DeviceType.BLOCK: ("use", "inspect", "discard", "rebind", "suspend"),
     DeviceType.NET: ("use", "inspect", "configure", "forward", "xdp", "rebind", "suspend"),
     DeviceType.CONSOLE: ("use", "inspect", "hotplug", "hangup", "rebind", "suspend"),
+    DeviceType.SCSI: ("use", "inspect", "discard", "hotplug", "resize", "rebind", "suspend"),
 }
 ALL = [(device, stimulus) for device, stimuli in STIMULI.items() for stimulus in stimuli]
 

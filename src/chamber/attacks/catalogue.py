@@ -20,6 +20,7 @@ from chamber.attacks.packed import packed_attacks
 from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
+from chamber.attacks.scsi import scsi_attacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     pmem_attacks,
     ring_attacks,
     rng_attacks,
+    scsi_attacks,
 )
 
 

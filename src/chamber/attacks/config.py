@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import balloon, blk, console, crypto, net, pmem
+from chamber.wire import balloon, blk, console, crypto, net, pmem, scsi
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -21,6 +21,7 @@ LAYOUTS: Final = {
     DeviceType.BLOCK: blk.CONFIG,
     DeviceType.NET: net.CONFIG,
     DeviceType.CONSOLE: console.CONFIG,
+    DeviceType.SCSI: scsi.CONFIG,
     DeviceType.BALLOON: balloon.CONFIG,
     DeviceType.CRYPTO: crypto.CONFIG,
     DeviceType.PMEM: pmem.CONFIG,
@@ -173,6 +174,8 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
         more = ("discard",)
     elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
+    elif device is DeviceType.SCSI:
+        more = ("rebind",)  # its driver reads each field once
     return ("use", "inspect", *more)
 
 

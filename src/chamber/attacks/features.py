@@ -10,6 +10,7 @@ from chamber.wire.balloon import BalloonFeature as Balloon
 from chamber.wire.blk import BlkFeature as Blk
 from chamber.wire.console import ConsoleFeature as Console
 from chamber.wire.net import NetFeature as Net
+from chamber.wire.scsi import ScsiFeature as Scsi
 from chamber.wire.virtio import DeviceType, Feature, bit
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
         ("reporting-alone", bit(Balloon.PAGE_REPORTING), bit(Balloon.STATS_VQ, Balloon.FREE_PAGE_HINT),
          "offers PAGE_REPORTING alone, so that its queue has another number"),
         ("tell", bit(Balloon.MUST_TELL_HOST), 0, "offers MUST_TELL_HOST"),
+    ),
+    DeviceType.SCSI: (
+        ("protection", bit(Scsi.T10_PI), 0, "offers T10_PI, and knows nothing of protection information"),
+        ("inout", bit(Scsi.INOUT), 0, "offers INOUT"),
+        ("no-events", 0, bit(Scsi.HOTPLUG, Scsi.CHANGE), "withdraws HOTPLUG and CHANGE"),
     ),
     DeviceType.NET: (
         ("no-ctrl-vq", _CONTROLLED, bit(Net.CTRL_VQ),

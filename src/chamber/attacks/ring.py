@@ -441,6 +441,11 @@ _CHOICE: Final[dict[str, tuple[str, ...]]] = {
     "console-rx": ("used-id-repeated", "used-len-zero", "used-len-full", "used-len-beyond", "used-len-page-beyond",
                    "used-len-sign", "used-len-max", "used-idx-half", "completed-twice"),
     "console-tx": ("used-id-repeated", "used-idx-one-ahead", "withheld", "late", "completed-twice"),
+    "scsi": (*_IDS, "used-len-zero", "used-len-one", "used-len-beyond", "used-len-max", *_JUMPS, *_DESCRIPTORS,
+             "used-elem-race", "indirect-rewritten", "avail-rewritten", "withheld", "late", "unserved",
+             "completed-twice", "reversed"),
+    "scsi-control": ("used-id-size", "used-id-repeated", "used-len-zero", "used-len-max", "withheld", "late"),
+    "scsi-events": ("used-id-repeated", *_LENGTHS, "used-idx-half", "completed-twice"),
     "rng": ("used-id-size", "used-id-repeated", *_LENGTHS, "used-idx-one-ahead", "withheld", "late", "unserved",
             "completed-twice"),
 }

@@ -34,6 +34,9 @@ class Place:
 PLACES: Final = {place.prefix: place for place in (
     Place(DeviceType.BLOCK, "requests", "blk", 2),
     Place(DeviceType.RNG, "requests", "rng", 0),
+    Place(DeviceType.SCSI, "requests", "scsi", 2),
+    Place(DeviceType.SCSI, "control", "scsi-control", 0),
+    Place(DeviceType.SCSI, "events", "scsi-events", 0),
     Place(DeviceType.PMEM, "requests", "pmem", 0),
     *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)
       for role in ("inflate", "deflate", "stats", "hint", "report")),

@@ -12,7 +12,10 @@ from chamber.device.net import NetDevice
 from chamber.device.pmem import PmemDevice
 from chamber.device.port import Port
 from chamber.device.rng import RngDevice
+from chamber.device.scsi import ScsiDevice, unit_pattern
+from chamber.device.scsi_lun import LogicalUnit
 from chamber.wire.console import ConsoleFeature
+from chamber.wire.scsi import Address
 from chamber.wire.virtio import DeviceType, Feature, bit
 
 if TYPE_CHECKING:
@@ -49,11 +52,20 @@ def _crypto(**options: Any) -> Device:  # noqa: ANN401 - as above
     return CryptoDevice(**options)
 
 
+def _scsi(**options: Any) -> ScsiDevice:  # noqa: ANN401 - as above
+    options.setdefault("units", {
+        address: LogicalUnit(MemoryDisk(unit_pattern(address, size)), serial=serial, block_size=block_size)
+        for address, size, serial, block_size in (
+            (Address(0, 0), 1 << 20, b"chamber", 512), (Address(0, 1), 256 << 10, b"chamber-4k", 4096))})
+    return ScsiDevice(**options)
+
+
 _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.NET: NetDevice,
     DeviceType.BLOCK: _blk,
     DeviceType.CONSOLE: _console,
     DeviceType.RNG: RngDevice,
+    DeviceType.SCSI: _scsi,
     DeviceType.BALLOON: BalloonDevice,
     DeviceType.CRYPTO: _crypto,
     DeviceType.PMEM: PmemDevice,

@@ -11,7 +11,8 @@ from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.net import NetDriver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
-from chamber.lab.model_use import balloon, blk, console, crypto, net, pmem, rng
+from chamber.guest.drivers.scsi import ScsiDriver
+from chamber.lab.model_use import balloon, blk, console, crypto, net, pmem, rng, scsi
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.BLOCK: BlkDriver,
     DeviceType.CONSOLE: ConsoleDriver,
     DeviceType.RNG: RngDriver,
+    DeviceType.SCSI: ScsiDriver,
     DeviceType.BALLOON: BalloonDriver,
     DeviceType.CRYPTO: CryptoDriver,
     DeviceType.PMEM: PmemDriver,
@@ -36,6 +38,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.BLOCK: blk.STIMULI,
     DeviceType.CONSOLE: console.STIMULI,
     DeviceType.RNG: rng.STIMULI,
+    DeviceType.SCSI: scsi.STIMULI,
     DeviceType.BALLOON: balloon.STIMULI,
     DeviceType.CRYPTO: crypto.STIMULI,
     DeviceType.PMEM: pmem.STIMULI,

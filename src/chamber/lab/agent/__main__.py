@@ -10,11 +10,17 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import balloon, blk, common, console, kernel, net, program
+from chamber.lab.agent import balloon, blk, common, console, kernel, net, program, scsi
 from chamber.lab.agent.report import Report
 
 _TERMINAL = "/dev/tty1"
-_STIMULI = {"balloon": balloon.STIMULI, "blk": blk.STIMULI, "net": net.STIMULI, "console": console.STIMULI}
+_STIMULI = {
+    "balloon": balloon.STIMULI,
+    "blk": blk.STIMULI,
+    "console": console.STIMULI,
+    "net": net.STIMULI,
+    "scsi": scsi.STIMULI,
+}
 _GENERIC_FRAMES = 24
 _PRINTK = "7 4 1 7"
 """From here on the console shows all but debugging: registers of a fault are printed as information."""
