@@ -45,7 +45,6 @@ GUEST_CID: Final = 3
 _DEFAULT: Final = bit(VsockFeature.STREAM, VsockFeature.SEQPACKET, VsockFeature.NO_IMPLIED_STREAM)
 _CONNECTIONS: Final = 1024
 _PACKET: Final = 64 << 10
-"""Bytes of data in one packet to the guest, where its buffers are as large."""
 _RESETS: Final = 256
 """RST for connections that do not exist, waiting for buffers: a driver that never listens shall not fill memory."""
 _HOST_PORTS: Final = range(1 << 30, 1 << 31)
@@ -70,6 +69,7 @@ class VsockDevice(Device):
 
     Attributes:
         connections: what is connected, by the guest's and the host's port.
+        packet_limit: bytes of data in one packet to the guest, where its buffers are as large.
 
     """
 
@@ -78,6 +78,7 @@ class VsockDevice(Device):
     def __init__(self, hosts: Sequence[Host] | None = None, *, guest_cid: int = GUEST_CID, features: int | None = None,
                  queue_size: int = 256, hooks: Hooks | None = None) -> None:
         self.connections: dict[tuple[int, int], Connection] = {}
+        self.packet_limit = _PACKET
         self._hosts = tuple(hosts) if hosts is not None else (Services({ECHO_PORT: EchoEnd}),)
         self._cid = guest_cid
         # Connections with something to send, in the order of their turns; a connection stands here once.
@@ -231,7 +232,7 @@ class VsockDevice(Device):
             self._spare = chain
             if chain is None:
                 return
-            packet = self._next(min(chain.writable_size - HDR_SIZE, _PACKET))
+            packet = self._next(min(chain.writable_size - HDR_SIZE, self.packet_limit))
             if packet is None:
                 return
             budget -= 1
