@@ -91,8 +91,8 @@ def disk_rows() -> list[str]:
                                "--file", str(image)), folder / "c"),
             _Server("qemu-storage-daemon", (
                 daemon, "--blockdev", f"driver=file,node-name=disk,filename={image}",
-                "--export", f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={folder / 'q'},"
-                            "writable=on"), folder / "q")]
+                "--export", f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={folder / 'q'},writable=on"),
+                folder / "q")]
         figures: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
         with contextlib.ExitStack() as stack:
             guests = {}
@@ -122,6 +122,3 @@ def _row(figures: dict[tuple[str, str, int], list[tuple[float, float]]], size: s
     return (f"| {size}, depth {depth} | {medians[0]:,.0f} | {medians[1]:,.0f} | {bandwidth[0]:,.0f} | "
             f"{bandwidth[1]:,.0f} | {ratio:.2f} |")
 
-
-if __name__ == "__main__":
-    print("\n".join(disk_rows()))

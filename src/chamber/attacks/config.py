@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import balloon, blk, console, crypto, net, pmem, scsi
+from chamber.wire import balloon, blk, console, crypto, fs, net, pmem, scsi
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -25,6 +25,7 @@ LAYOUTS: Final = {
     DeviceType.BALLOON: balloon.CONFIG,
     DeviceType.CRYPTO: crypto.CONFIG,
     DeviceType.PMEM: pmem.CONFIG,
+    DeviceType.FS: fs.CONFIG,
 }
 """Configuration spaces to lie in, by device type."""
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)

@@ -8,6 +8,7 @@ from chamber.device.balloon import BalloonDevice
 from chamber.device.blk import BlkDevice, pattern_disk
 from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
+from chamber.device.fs import FsDevice
 from chamber.device.net import NetDevice
 from chamber.device.pmem import PmemDevice
 from chamber.device.port import Port
@@ -69,6 +70,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.BALLOON: BalloonDevice,
     DeviceType.CRYPTO: _crypto,
     DeviceType.PMEM: PmemDevice,
+    DeviceType.FS: FsDevice,
 }
 
 TYPES: Final = tuple(_MAKERS)

@@ -8,11 +8,12 @@ from chamber.guest.drivers.balloon import BalloonDriver
 from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.console import ConsoleDriver
 from chamber.guest.drivers.crypto import CryptoDriver
+from chamber.guest.drivers.fs import FsDriver
 from chamber.guest.drivers.net import NetDriver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
 from chamber.guest.drivers.scsi import ScsiDriver
-from chamber.lab.model_use import balloon, blk, console, crypto, net, pmem, rng, scsi
+from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, pmem, rng, scsi
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.BALLOON: BalloonDriver,
     DeviceType.CRYPTO: CryptoDriver,
     DeviceType.PMEM: PmemDriver,
+    DeviceType.FS: FsDriver,
 }
 
 STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
@@ -42,6 +44,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.BALLOON: balloon.STIMULI,
     DeviceType.CRYPTO: crypto.STIMULI,
     DeviceType.PMEM: pmem.STIMULI,
+    DeviceType.FS: fs.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
 action of its own."""

@@ -23,6 +23,8 @@ MODULES: Final = (
     "drivers/block/virtio_blk.ko",
     "drivers/char/virtio_console.ko",
     "drivers/virtio/virtio_balloon.ko",
+    "fs/fuse/fuse.ko",
+    "fs/fuse/virtiofs.ko",
     "lib/crc64.ko",
     "lib/crc64-rocksoft.ko",
     "block/t10-pi.ko",

@@ -369,6 +369,7 @@ class VsockDriver(VirtioDriver):
         """Wait for so many bytes of a stream; fewer where it ends.
 
         Raises:
+            Refused: it was reset before they came; that is not to be taken for its end.
             DeviceTimeout: they don't come.
             DeviceViolation: the device broke a rule.
 
@@ -378,6 +379,7 @@ class VsockDriver(VirtioDriver):
             self._wait(lambda: bool(socket.waiting) or not socket.open or bool(socket.peer_shut & ShutdownFlag.SEND),
                        f"{len(data)} of {size} bytes came")
             if not socket.waiting:
+                self._require_end(socket)
                 break
             data += self._fetch(socket, size - len(data))
         return data
@@ -386,13 +388,22 @@ class VsockDriver(VirtioDriver):
         """Wait for one message; empty where there are no more.
 
         Raises:
+            Refused: the connection was reset; that is not to be taken for its end.
             DeviceTimeout: none comes.
             DeviceViolation: the device broke a rule.
 
         """
         self._wait(lambda: bool(socket.messages) or not socket.open or bool(socket.peer_shut & ShutdownFlag.SEND),
                    "no message came")
-        return self._fetch(socket, socket.messages.popleft()) if socket.messages else b""
+        if socket.messages:
+            return self._fetch(socket, socket.messages.popleft())
+        self._require_end(socket)
+        return b""
+
+    @staticmethod
+    def _require_end(socket: Socket) -> None:
+        if socket.cut or socket.partial:
+            raise Refused("the connection ended before what is sent on it did")
 
     def _fetch(self, socket: Socket, size: int) -> bytes:
         data = socket.fetch(size)

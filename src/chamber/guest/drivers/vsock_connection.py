@@ -77,6 +77,11 @@ class Socket:
         """Whether it is connected, as far as the guest knows."""
         return self.state is SocketState.CONNECTED
 
+    @property
+    def cut(self) -> bool:
+        """Whether it ended without the other side having said so: what came may not be all."""
+        return self.state is SocketState.CLOSED and not self.peer_shut & ShutdownFlag.SEND
+
     # Credit.
 
     def take_credit(self, header: Header) -> None:

@@ -10,7 +10,7 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import balloon, blk, common, console, kernel, net, program, scsi
+from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi
 from chamber.lab.agent.report import Report
 
 _TERMINAL = "/dev/tty1"
@@ -18,6 +18,7 @@ _STIMULI = {
     "balloon": balloon.STIMULI,
     "blk": blk.STIMULI,
     "console": console.STIMULI,
+    "fs": fs.STIMULI,
     "net": net.STIMULI,
     "scsi": scsi.STIMULI,
 }

@@ -33,7 +33,7 @@ def _echo_message(driver: VsockDriver, socket: Socket, data: bytes) -> None:
     compare(driver.receive_message(socket), data, "echo of a message")
 
 
-def use(driver: VsockDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:  # noqa: ARG001
+def use(driver: VsockDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
     dice = random.Random(3)  # noqa: S311 - test data
     for kind, echo in ((VsockType.STREAM, _echo_stream), (VsockType.SEQPACKET, _echo_message)):
         socket = driver.connect(ECHO_PORT, kind)
@@ -51,6 +51,11 @@ def use(driver: VsockDriver, machine: GuestMachine, ask: Callable[[str], None]) 
     driver.finish(socket, ShutdownFlag.SEND)
     back += driver.receive(socket, len(data))
     compare(back, data, "echo of a stream")
+    driver.close(socket)
+    ask("reset")
+    machine.settle(PAUSE)
+    socket = driver.connect(ECHO_PORT)
+    _echo_stream(driver, socket, b"after a reset")
     driver.close(socket)
 
 

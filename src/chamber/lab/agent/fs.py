@@ -1,0 +1,140 @@
+"""What a guest does with a shared directory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.device.sample_tree import LINK, MANY, SAMPLE, XATTR
+from chamber.lab.agent import kernel
+from chamber.lab.agent.report import WrongData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("STIMULI",)
+
+_TAG: Final = "chamber"
+_WHERE: Final = Path("/mnt")
+_MNT_DETACH: Final = 2
+_EDITED: Final = b"second version of the notes\n"
+_VALID_SECONDS: Final = 1.2
+"""After this the kernel asks for attributes anew."""
+_FILES: Final = 200
+
+
+def _compare(got: bytes, right: bytes, what: str) -> None:
+    if got != right:
+        at = next((i for i in range(min(len(got), len(right))) if got[i] != right[i]), min(len(got), len(right)))
+        raise WrongData(f"{what}: {len(got)} bytes, not {len(right)}; differs at {at}: {got[at:at + 16].hex()}")
+
+
+def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
+    """Read what is known, list, follow a link; make, write, rename and remove."""
+    _mount_and(report, _use)
+
+
+def _mount_and(report: Report, call: Callable[[Path, Report], None]) -> None:
+    report.attempt("mount", kernel.mount, _TAG, str(_WHERE), "virtiofs")
+    if not report.fine:
+        return
+    try:
+        call(_WHERE, report)
+    finally:
+        # Whatever still waits for the device must not keep the mount.
+        with report.step("unmount"):
+            if ctypes.CDLL(None, use_errno=True).umount2(str(_WHERE).encode(), _MNT_DETACH):
+                raise OSError(ctypes.get_errno(), "umount2")
+
+
+def _use(top: Path, report: Report) -> None:
+    for name in ("hello", "empty", "big", "dir/inner", "dir/sub/deep"):
+        with report.step(f"read {name}"):
+            _compare((top / name).read_bytes(), SAMPLE[name], name)
+    with report.step("list a directory"):
+        found = sorted(os.listdir(top / "many"))
+        if found != sorted(MANY):
+            raise WrongData(f"{len(found)} names in a directory of {len(MANY)}, or others")
+    with report.step("follow a link"):
+        _compare(os.fsencode(os.readlink(top / LINK[0])), LINK[1].encode(), "target of a link")
+        _compare((top / LINK[0]).read_bytes(), SAMPLE[LINK[1]], "what a link leads to")
+    data = random.Random(5).randbytes(100_000)  # noqa: S311 - test data
+    folder = top / "made"
+    with report.step("make a directory and a file"):
+        folder.mkdir()
+        (folder / "file").write_bytes(data)
+        _compare((folder / "file").read_bytes(), data, "what was written")
+    with report.step("append, truncate, change permissions"):
+        with (folder / "file").open("ab") as file:
+            file.write(b"end")
+            file.flush()
+            os.fsync(file.fileno())
+        os.truncate(folder / "file", 50)
+        os.chmod(folder / "file", 0o640)
+        status = os.stat(folder / "file")
+        if (status.st_size, status.st_mode & 0o777) != (50, 0o640):
+            raise WrongData(f"{status.st_size} bytes, mode {status.st_mode:o}")
+    with report.step("link, rename, remove"):
+        os.symlink("elsewhere", folder / "soft")
+        os.link(folder / "file", folder / "hard")
+        os.rename(folder / "file", folder / "renamed")
+        _compare((folder / "hard").read_bytes(), data[:50], "a file by its other name")
+        for name in ("soft", "hard", "renamed"):
+            (folder / name).unlink()
+        folder.rmdir()
+
+
+def inspect(virtio: str, report: Report) -> None:
+    """Ask for everything that can be asked, and see a change that the host makes."""
+    report.attempt("read device attributes", (Path("/sys/bus/virtio/devices") / virtio / "features").read_bytes)
+    _mount_and(report, _inspect)
+
+
+def _inspect(top: Path, report: Report) -> None:
+    report.attempt("statfs", os.statvfs, top)
+    with report.step("attributes of all files"):
+        for folder, folders, files in os.walk(top):
+            for name in (*folders, *files):
+                os.lstat(Path(folder, name))
+        for name, content in SAMPLE.items():
+            if (top / name).stat().st_size != len(content):
+                raise WrongData(f"{name} has {(top / name).stat().st_size} bytes")
+    with report.step("extended attributes"):
+        names = os.listxattr(top / "hello")
+        if XATTR[0] in names:
+            _compare(os.getxattr(top / "hello", XATTR[0]), XATTR[1], "an extended attribute")
+    with report.step("a change of the host's"):
+        _compare((top / "notes").read_bytes(), SAMPLE["notes"], "notes")
+        report.ask("edit")
+        time.sleep(_VALID_SECONDS)
+        _compare((top / "notes").read_bytes(), _EDITED, "notes that the host has changed")
+
+
+def tree(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+    """Make many small files, read them in another order, remove them."""
+    _mount_and(report, _tree)
+
+
+def _tree(top: Path, report: Report) -> None:
+    folder = top / "forest"
+    with report.step("make many files"):
+        folder.mkdir()
+        for number in range(_FILES):
+            (folder / f"{number}").write_bytes(number.to_bytes(4, "little") * number)
+    with report.step("read them"):
+        for entry in os.scandir(folder):
+            number = int(entry.name)
+            _compare(Path(entry.path).read_bytes(), number.to_bytes(4, "little") * number, f"file {number}")
+    with report.step("remove them"):
+        for number in range(_FILES):
+            (folder / f"{number}").unlink()
+        folder.rmdir()
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect, "tree": tree}

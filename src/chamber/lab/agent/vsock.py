@@ -1,0 +1,209 @@
+"""What a guest does with sockets to its host."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import select
+import socket
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import kernel
+from chamber.lab.agent.report import Silence, WrongData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("STIMULI",)
+
+_HOST: Final = 2
+_ECHO: Final = 7
+_CALL: Final = 5000
+_NOBODY: Final = 9999
+_TIMEOUT: Final = 0.5
+_GREETING: Final = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(3000))
+"""What the host says first when it calls (`chamber.device.vsock_service`)."""
+_MANY: Final = 20
+_GET_LOCAL_CID: Final = 0x7B9
+_KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
+
+
+def _connect(kind: int, port: int = _ECHO) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK, kind)
+    sock.settimeout(_TIMEOUT)
+    try:
+        sock.connect((_HOST, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        try:
+            part = sock.recv(size - len(got))
+        except TimeoutError:
+            raise Silence(f"{len(got)} of {size} bytes came") from None
+        if not part:
+            raise OSError(104, f"the connection ended after {len(got)} of {size} bytes")
+        got += part
+    return got
+
+
+def _echo(sock: socket.socket, data: bytes) -> None:
+    """Send, and see that it comes back: a stream's bytes, or one message."""
+    sock.sendall(data)
+    if sock.type == socket.SOCK_STREAM:
+        got = _receive(sock, len(data))
+    else:
+        got = sock.recv(len(data) + 1)
+        if not got:
+            raise OSError(104, "the connection ended")
+    if got != data:
+        raise WrongData(f"{len(data)} bytes came back as {len(got)}, changed")
+
+
+def _bulk(size: int, dice: random.Random) -> None:
+    """Send much and receive it at the same time; finish, and see the other side finish."""
+    data = dice.randbytes(size)
+    sent = 0
+    back = bytearray()
+    with _connect(socket.SOCK_STREAM) as sock:
+        while True:
+            readable, writable, _ = select.select([sock], [sock] if sent < size else [], [], _TIMEOUT)
+            if not readable and not writable:
+                raise Silence(f"{sent} bytes sent, {len(back)} came back")
+            if writable:
+                sent += sock.send(data[sent:sent + 65536])
+                if sent == size:
+                    sock.shutdown(socket.SHUT_WR)
+            if readable:
+                part = sock.recv(65536)
+                if not part:
+                    break
+                back += part
+    if len(back) < size:
+        raise OSError(104, f"the connection ended after {len(back)} of {size} bytes")
+    if zlib.crc32(back) != zlib.crc32(data):
+        raise WrongData(f"{size} bytes came back changed")
+
+
+def _local_cid() -> int:
+    fd = os.open("/dev/vsock", os.O_RDONLY)
+    try:
+        return int(struct.unpack("=I", fcntl.ioctl(fd, _GET_LOCAL_CID, bytes(4)))[0])
+    finally:
+        os.close(fd)
+
+
+def _reset(report: Report) -> None:
+    """Have the transport reset, and wait until the guest is called otherwise."""
+    before = _local_cid()
+    report.ask("reset")
+    deadline = time.monotonic() + _TIMEOUT
+    while _local_cid() == before:
+        if time.monotonic() > deadline:
+            raise Silence("the guest's context id stays")
+        time.sleep(0.002)
+
+
+def use(virtio: str, report: Report) -> None:
+    """Connect, echo streams and messages, also after a reset of the transport."""
+    dice = random.Random(virtio)  # noqa: S311 - test data
+    for name, kind in _KINDS:
+        with report.step(f"{name} socket"), _connect(kind) as sock:
+            for size in (1, 64, 1000, 5000, 20000):
+                if not report.attempt(f"echo of {size} bytes by {name}", _echo, sock, dice.randbytes(size)):
+                    break
+    report.attempt("echo of 400,000 bytes", _bulk, 400_000, dice)
+    if report.attempt("reset", _reset, report):
+        with report.step("stream after a reset"), _connect(socket.SOCK_STREAM) as sock:
+            _echo(sock, dice.randbytes(100))
+
+
+def inspect(virtio: str, report: Report) -> None:
+    """Ask what the kernel tells; see what a reset and a port without a listener do."""
+    report.attempt("device attributes", kernel.read_tree, Path("/sys/bus/virtio/devices") / virtio, depth=0)
+    report.attempt("context id", _local_cid)
+    with report.step("a port that nobody listens on"):
+        try:
+            _connect(socket.SOCK_STREAM, _NOBODY).close()
+        except ConnectionResetError:
+            pass
+        else:
+            raise WrongData("a connection to a port that nobody listens on")
+    with report.step("a reset ends connections"), _connect(socket.SOCK_STREAM) as sock:
+        _reset(report)
+        try:
+            if sock.recv(1):
+                raise WrongData("data on a connection that a reset ended")
+        except ConnectionResetError:
+            pass
+    with report.step("a new connection"), _connect(socket.SOCK_STREAM) as sock:
+        _echo(sock, b"again")
+
+
+def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
+    """Have the host call, several times before anybody accepts."""
+    for name, kind in _KINDS:
+        with report.step(f"listen for a {name} socket"), socket.socket(socket.AF_VSOCK, kind) as listener:
+            listener.bind((socket.VMADDR_CID_ANY, _CALL))
+            listener.listen(8)
+            listener.settimeout(_TIMEOUT)
+            for _ in range(2):
+                report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
+            for turn in range(2):
+                if not report.attempt(f"call {turn + 1} by {name}", _answer, listener):
+                    break
+
+
+def _answer(listener: socket.socket) -> None:
+    sock, (cid, _) = listener.accept()
+    with sock:
+        sock.settimeout(_TIMEOUT)
+        if cid != _HOST:
+            raise WrongData(f"a call from context id {cid}")
+        got = _receive(sock, len(_GREETING)) if sock.type == socket.SOCK_STREAM else sock.recv(len(_GREETING) + 1)
+        if not got:
+            raise OSError(104, "the connection ended")
+        if got != _GREETING:
+            raise WrongData(f"the host's greeting is changed, {len(got)} bytes")
+        _echo(sock, _GREETING[::-1])
+
+
+def many(virtio: str, report: Report) -> None:
+    """Use many connections at once."""
+    dice = random.Random(virtio)  # noqa: S311 - test data
+    sockets: list[socket.socket] = []
+    with report.step(f"{_MANY} connections"):
+        try:
+            sockets.extend(_connect(socket.SOCK_STREAM) for _ in range(_MANY))
+            for turn in range(3):
+                data = [dice.randbytes(dice.randint(1, 9000)) for _ in sockets]
+                if not report.attempt(f"echo on all, turn {turn + 1}", _echo_all, sockets, data):
+                    break
+        finally:
+            for sock in sockets:
+                sock.close()
+
+
+def _echo_all(sockets: list[socket.socket], data: list[bytes]) -> None:
+    for sock, part in zip(sockets, data, strict=True):
+        sock.sendall(part)
+    for sock, part in reversed(list(zip(sockets, data, strict=True))):
+        if _receive(sock, len(part)) != part:
+            raise WrongData(f"{len(part)} bytes came back changed")
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "use": use, "inspect": inspect, "listen": listen, "many": many,
+}
