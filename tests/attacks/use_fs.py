@@ -45,13 +45,13 @@ def use(victim: Victim) -> None:
         client.ask(Opcode.STATFS, 1, b"", fuse.STATFS.size)
         client.ask(Opcode.GETXATTR, 2, fuse.XATTR.pack(0, 0) + b"user.chamber\0", fuse.SIZE_OUT.size)
         client.ask(Opcode.GETXATTR, 2, fuse.XATTR.pack(64, 0) + b"user.chamber\0", 64)
+    client.ask(Opcode.LOOKUP, 1, b"notes\0", fuse.ENTRY_SIZE)  # before READDIRPLUS, which gives numbers as well
     client.ask(Opcode.OPEN, 2, fuse.OPEN_IN.pack(0, 0), fuse.OPEN_OUT.size)
     client.ask(Opcode.OPENDIR, 3, fuse.OPEN_IN.pack(0, 0), fuse.OPEN_OUT.size)
     for _ in range(3):
         client.ask(Opcode.READ, 2, fuse.READ.pack(1, 0, 4096, 0, 0, 0, 0), 4096)
         client.ask(Opcode.READDIR, 3, fuse.READ.pack(2, 0, 4096, 0, 0, 0, 0), 4096)
         client.ask(Opcode.READDIRPLUS, 3, fuse.READ.pack(2, 0, 4096, 0, 0, 0, 0), 4096)
-    client.ask(Opcode.LOOKUP, 1, b"notes\0", fuse.ENTRY_SIZE)
     client.ask(Opcode.OPEN, 5, fuse.OPEN_IN.pack(0, 0), fuse.OPEN_OUT.size)
     for _ in range(2):
         client.ask(Opcode.READ, 5, fuse.READ.pack(3, 0, 4096, 0, 0, 0, 0), 4096)

@@ -175,8 +175,8 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
         more = ("discard",)
     elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
-    elif device is DeviceType.SCSI:
-        more = ("rebind",)  # its driver reads each field once
+    elif device in {DeviceType.SCSI, DeviceType.FS}:
+        more = ("rebind",)  # their drivers read each field once
     return ("use", "inspect", *more)
 
 

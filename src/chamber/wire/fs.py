@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Final
 
 from chamber.wire.layout import Field, Layout, Role
 
-__all__ = ("CONFIG", "HIPRIO_QUEUE", "REQUEST_QUEUE", "TAG_SIZE", "FsFeature")
+__all__ = ("CONFIG", "HIPRIO_QUEUE", "REQUEST_QUEUE", "TAG_SIZE")
 
 HIPRIO_QUEUE: Final = 0
 REQUEST_QUEUE: Final = 1
@@ -15,15 +14,10 @@ REQUEST_QUEUE: Final = 1
 TAG_SIZE: Final = 36
 
 
-class FsFeature(enum.IntEnum):
-    """Feature bits (5.11.3)."""
-
-    NOTIFICATION = 0
-
-
+# What follows these, `notify_buf_size`, is there with the feature NOTIFICATION alone (5.11.3), which neither Linux nor
+# Chamber has.
 CONFIG: Final = Layout(
     "virtio_fs_config", "virtio 1.3, 5.11.4",
     Field("tag", f"bytes:{TAG_SIZE}", Role.BYTES),
     Field("num_request_queues", "le32", Role.COUNT, None, range(1, 1 << 16)),
-    Field("notify_buf_size", "le32", Role.LENGTH, FsFeature.NOTIFICATION),
 )

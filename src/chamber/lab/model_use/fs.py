@@ -53,6 +53,7 @@ def use(driver: FsDriver, machine: GuestMachine, ask: Callable[[str], None]) -> 
     else:
         raise WrongData("what was removed is there")
     driver.unmount()
+    machine.settle(PAUSE)
 
 
 def inspect(driver: FsDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
