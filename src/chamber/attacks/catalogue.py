@@ -17,6 +17,7 @@ from chamber.attacks.fs import fs_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
+from chamber.attacks.p9 import p9_attacks
 from chamber.attacks.packed import packed_attacks
 from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
@@ -42,6 +43,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     lifecycle_attacks,
     net_attacks,
     notification_attacks,
+    p9_attacks,
     packed_attacks,
     pmem_attacks,
     ring_attacks,

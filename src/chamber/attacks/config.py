@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import balloon, blk, console, crypto, fs, net, pmem, scsi
+from chamber.wire import balloon, blk, console, crypto, fs, net, p9, pmem, scsi
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -26,6 +26,7 @@ LAYOUTS: Final = {
     DeviceType.CRYPTO: crypto.CONFIG,
     DeviceType.PMEM: pmem.CONFIG,
     DeviceType.FS: fs.CONFIG,
+    DeviceType.TRANSPORT_9P: p9.CONFIG,
 }
 """Configuration spaces to lie in, by device type."""
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)
@@ -175,7 +176,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
         more = ("discard",)
     elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
-    elif device in {DeviceType.SCSI, DeviceType.FS}:
+    elif device in {DeviceType.SCSI, DeviceType.FS, DeviceType.TRANSPORT_9P}:
         more = ("rebind",)  # their drivers read each field once
     return ("use", "inspect", *more)
 

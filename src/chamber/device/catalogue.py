@@ -10,6 +10,7 @@ from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
 from chamber.device.fs import FsDevice
 from chamber.device.net import NetDevice
+from chamber.device.p9 import P9Device
 from chamber.device.pmem import PmemDevice
 from chamber.device.port import Port
 from chamber.device.rng import RngDevice
@@ -71,6 +72,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.CRYPTO: _crypto,
     DeviceType.PMEM: PmemDevice,
     DeviceType.FS: FsDevice,
+    DeviceType.TRANSPORT_9P: P9Device,
 }
 
 TYPES: Final = tuple(_MAKERS)

@@ -10,10 +10,11 @@ from chamber.guest.drivers.console import ConsoleDriver
 from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.fs import FsDriver
 from chamber.guest.drivers.net import NetDriver
+from chamber.guest.drivers.p9 import P9Driver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
 from chamber.guest.drivers.scsi import ScsiDriver
-from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, pmem, rng, scsi
+from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.CRYPTO: CryptoDriver,
     DeviceType.PMEM: PmemDriver,
     DeviceType.FS: FsDriver,
+    DeviceType.TRANSPORT_9P: P9Driver,
 }
 
 STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
@@ -45,6 +47,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.CRYPTO: crypto.STIMULI,
     DeviceType.PMEM: pmem.STIMULI,
     DeviceType.FS: fs.STIMULI,
+    DeviceType.TRANSPORT_9P: p9.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
 action of its own."""
