@@ -236,8 +236,11 @@ class FsDriver(VirtioDriver):
 
         Raises:
             FsError: there is none.
+            Refused: nothing is mounted.
 
         """
+        if not self.nodes:
+            raise Refused("nothing is mounted")
         node = self.nodes[fuse.ROOT_ID]
         for name in filter(None, path.split("/")):
             node, _ = self._entry(Opcode.LOOKUP, node.nodeid, name.encode() + b"\0")
