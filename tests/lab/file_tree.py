@@ -41,13 +41,13 @@ def make_tree(root: Path, *, xattrs: bool, seed: int = 9) -> None:
     for i in range(50):
         os.link(root / "linked", root / f"same{i}")
     (root / "large").write_bytes(dice.randbytes(_LARGE))
-    with (root / "sparse").open("wb") as file:
+    with (root / "sparse").open("wb") as sparse:
         for at in (0, HOLE // 2 + 5, HOLE - 3):
-            file.seek(at)
-            file.write(b"abc")
+            sparse.seek(at)
+            sparse.write(b"abc")
     if xattrs:
         for i, file in enumerate(dice.sample(plain, 50)):
-            os.setxattr(file, f"user.n{i}", dice.randbytes(i * 10))
+            os.setxattr(file, f"user.n{i}", dice.randbytes(1 + i * 10))  # 9p has no empty ones
     for folder in folders[5:40]:
         folder.chmod(dice.choice((0o755, 0o700, 0o500, 0o1777)))
 

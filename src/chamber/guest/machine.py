@@ -38,16 +38,17 @@ class GuestMachine:
         profile: which protections it has.
         seed: decides its secrets.
         queue_size: descriptors that its drivers ask for, where the device has as many.
+        steps: after so many, a guest that still runs is taken for one that goes round in circles.
 
     """
 
-    def __init__(self, profile: Profile, seed: int, *, queue_size: int = 64) -> None:
+    def __init__(self, profile: Profile, seed: int, *, queue_size: int = 64, steps: int = _STEPS) -> None:
         pool_bytes = _POOL_SEGMENTS * SEGMENT_SLOTS * SLOT
         self.profile = profile
         self.queue_size = queue_size
         self.checks = ENFORCING if profile.checked else TRUSTING
         self.secrets = Secrets(seed)
-        self.scheduler = Scheduler(_STEPS)
+        self.scheduler = Scheduler(steps)
         self.interrupts = InterruptController()
         spare_at = PAGE + _PRIVATE + _COHERENT + pool_bytes
         self.memory = GuestMemory(spare_at + _SPARE, private=profile.private)
