@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chamber.cli.main import run
-from chamber.cli.serve import _make
+from chamber.cli.served import make_served
 from chamber.device.disk import FileDisk
 from chamber.wire.virtio import DeviceType
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     (["blk", "--size", "lots"], "a number of bytes"),
     (["blk", "--size", "1M", "--file", "x"], "a file has its own"),
     (["blk", "--file", "/no/such/file"], "/no/such/file: No such file"),
+    (["scsi", "--file", "/no/such/file"], "/no/such/file: No such file"),
+    (["pmem", "--file", "/etc/hostname"], "whole pages"),
+    (["fs", "--directory", "/no/such/folder"], "'/no/such/folder' does not exist"),
+    (["fs", "--tag", "x" * 40], "a tag has 1 to 36 bytes"),
+    (["9p", "--tap", "tap0"], "--tap is no option of 9p"),
+    (["vsock", "--cid", "2"], "2 is not in the range"),
+    (["vsock", "--unix", "/no/such/folder/s"], "No such file"),
+    (["blk", "--ring", "round"], "'round' is not one of"),
     (["blk", "--queues", "0"], "0 is not in the range"),
     (["blk", "--capture", "/no/such/folder/x.pcapng"], "/no/such/folder/x.pcapng: No such file"),
 ])
@@ -63,14 +71,14 @@ def test_a_socket_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_options_reach_the_device(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(8192))
-    blk = _make(DeviceType.BLOCK, None, {"file": image, "read_only": True, "queues": 3})
+    blk = make_served(DeviceType.BLOCK, None, {"file": image, "read_only": True, "queues": 3})
     assert isinstance(blk.disk, FileDisk)  # type: ignore[attr-defined]
     assert blk.disk.read_only  # type: ignore[attr-defined]
     assert blk.queue_count == 3
     blk.close()
-    small = _make(DeviceType.BLOCK, None, {"size": 1 << 20})
+    small = make_served(DeviceType.BLOCK, None, {"size": 1 << 20})
     assert small.disk.size == 1 << 20  # type: ignore[attr-defined]
-    net = _make(DeviceType.NET, None, {"mac": bytes(range(6)), "queues": 4})
+    net = make_served(DeviceType.NET, None, {"mac": bytes(range(6)), "queues": 4})
     assert net.read_config(0, 6) == bytes(range(6))
     assert net.read_config(8, 2) == b"\x04\0"
     net.close()

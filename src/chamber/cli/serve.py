@@ -11,18 +11,16 @@ import click
 from chamber.assess.printable import printable
 from chamber.attacks.catalogue import catalogue, find
 from chamber.cli.interrupt import InterruptOnce
+from chamber.cli.served import OPTIONS, make_served
 from chamber.cli.targets import open_capture, unknown
 from chamber.device.capture import Recorder
-from chamber.device.catalogue import TYPES, make_device
-from chamber.device.disk import FileDisk, MemoryDisk
-from chamber.device.tap import TapBackend
+from chamber.device.catalogue import RINGS, TYPES
 from chamber.link import vhost_user
-from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
-    from chamber.device.hooks import Hooks
+    from chamber.wire.virtio import DeviceType
 
 __all__ = ("serve",)
 
@@ -51,6 +49,11 @@ def _mac(_context: click.Context, _parameter: click.Parameter, value: str | None
     return bytes.fromhex(value.replace(":", ""))
 
 
+def _help(option: str, text: str) -> str:
+    """Say which devices take an option."""
+    return f"{', '.join(kind.short for kind, options in OPTIONS.items() if option in options)}: {text}"
+
+
 @click.command()
 @click.argument("device", type=click.Choice([d.short for d in TYPES]))
 @click.option("--socket", "path", required=True, type=click.Path(path_type=Path), help="Where to listen.")
@@ -58,20 +61,30 @@ def _mac(_context: click.Context, _parameter: click.Parameter, value: str | None
 @click.option("--trace", is_flag=True, help="Print every message and event, not only what the attack does.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),
               help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
-@click.option("--file", type=click.Path(path_type=Path), help="blk: the disk image. Default: 4 MiB of memory.")
-@click.option("--read-only", is_flag=True, help="blk: refuse writes.")
-@click.option("--size", callback=_size, help="blk: size of a disk in memory, such as 64M.")
-@click.option("--tap", help="net: the tap device at the other end. Default: a built-in peer.")
-@click.option("--mac", callback=_mac, help="net: the guest's address.")
-@click.option("--queues", type=click.IntRange(1, 64), help="blk: request queues. net: pairs of queues.")
-def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None,
+@click.option("--ring", type=click.Choice(list(RINGS)), default="split", show_default=True,
+              help="The kind of queue to offer.")
+@click.option("--file", type=click.Path(path_type=Path),
+              help=_help("file", "the disk image, or the memory. Default: a few MiB of memory."))
+@click.option("--read-only", is_flag=True, help=_help("read_only", "refuse writes."))
+@click.option("--size", callback=_size, help=_help("size", "size of a disk in memory, such as 64M."))
+@click.option("--directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help=_help("directory", "what to share. Default: a small tree of its own."))
+@click.option("--tag", help=_help("tag", "the name by which the guest mounts it. Default: chamber."))
+@click.option("--tap", help=_help("tap", "the tap device at the other end. Default: a built-in peer."))
+@click.option("--mac", callback=_mac, help=_help("mac", "the guest's address."))
+@click.option("--cid", type=click.IntRange(3, (1 << 32) - 2), help=_help("cid", "the guest's context ID."))
+@click.option("--unix", type=click.Path(path_type=Path),
+              help=_help("unix", "Unix sockets of the host: port P of the host is PATH_P, PATH leads to the guest."))
+@click.option("--queues", type=click.IntRange(1, 64), help=_help("queues", "request queues, or pairs of them."))
+def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None, ring: str,
           **options: Any) -> None:  # noqa: ANN401 - click's
     """Serve a device, honest or hostile, until interrupted."""
     kind = next(d for d in TYPES if d.short == device)
     attack = _attack(name, kind)
     capture = open_capture(capture_path)
     hooks = attack if capture is None else Recorder(capture, attack)
-    served = _make(kind, hooks, {key: value for key, value in options.items() if value not in {None, False}})
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    served = make_served(kind, hooks, given, ring)
 
     def show(line: str) -> None:
         if trace or line.startswith("ATTACK "):
@@ -113,44 +126,3 @@ def _attack(name: str | None, kind: DeviceType) -> Attack | None:
         raise unknown(f"attack in {kind.short} named", name, [s.name for s in catalogue() if s.device is kind])
     return spec.make()
 
-
-def _make(kind: DeviceType, hooks: Hooks | None, options: dict[str, Any]) -> Device:
-    allowed = {DeviceType.BLOCK: {"file", "read_only", "size", "queues"}, DeviceType.NET: {"tap", "mac", "queues"}}
-    for key in options:
-        if key not in allowed.get(kind, set()):
-            raise click.UsageError(f"--{key.replace('_', '-')} is no option of {kind.short}")
-    arguments: dict[str, Any] = {}
-    if kind is DeviceType.BLOCK:
-        arguments.update(_disk(options))
-        if "queues" in options:
-            arguments["num_queues"] = options["queues"]
-    elif kind is DeviceType.NET:
-        if "mac" in options:
-            arguments["mac"] = options["mac"]
-        if "queues" in options:
-            arguments["pairs"] = options["queues"]
-        if "tap" in options:
-            arguments["backend"] = _tap(options["tap"])
-    return make_device(kind, hooks=hooks, **arguments)
-
-
-def _disk(options: dict[str, Any]) -> dict[str, Any]:
-    read_only = bool(options.get("read_only"))
-    if "file" in options:
-        if "size" in options:
-            raise click.UsageError("--size is for a disk in memory; a file has its own")
-        path: Path = options["file"]
-        try:
-            return {"disk": FileDisk(path, read_only=read_only)}
-        except OSError as error:
-            raise click.UsageError(f"{path}: {error.strerror}") from None
-    if "size" in options or read_only:
-        return {"disk": MemoryDisk(bytearray(options.get("size", 4 << 20)), read_only=read_only)}
-    return {}
-
-
-def _tap(name: str) -> TapBackend:
-    try:
-        return TapBackend(name)
-    except OSError as error:
-        raise click.UsageError(f"tap device {name}: {error.strerror}; it needs root (CAP_NET_ADMIN)") from None
