@@ -51,7 +51,7 @@ class Served:
         self.error: BaseException | None = None
         self._stop = False
         self._loop = EventLoop()
-        self.backend = Backend(path, lambda: device, self._loop)
+        self.backend = Backend(path, lambda: device, self._loop, inband=True)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:

@@ -61,6 +61,8 @@ def _help(option: str, text: str) -> str:
 @click.option("--trace", is_flag=True, help="Print every message and event, not only what the attack does.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),
               help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
+@click.option("--in-band", "inband", is_flag=True,
+              help="Offer notifications as messages, as virtual time in User-Mode Linux needs; they are slower.")
 @click.option("--ring", type=click.Choice(list(RINGS)), default="split", show_default=True,
               help="The kind of queue to offer.")
 @click.option("--file", type=click.Path(path_type=Path),
@@ -76,8 +78,8 @@ def _help(option: str, text: str) -> str:
 @click.option("--unix", type=click.Path(path_type=Path),
               help=_help("unix", "Unix sockets of the host: port P of the host is PATH_P, PATH leads to the guest."))
 @click.option("--queues", type=click.IntRange(1, 64), help=_help("queues", "request queues, or pairs of them."))
-def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None, ring: str,
-          **options: Any) -> None:  # noqa: ANN401 - click's
+def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None, inband: bool,
+          ring: str, **options: Any) -> None:  # noqa: ANN401 - click's
     """Serve a device, honest or hostile, until interrupted."""
     kind = next(d for d in TYPES if d.short == device)
     attack = _attack(name, kind)
@@ -90,10 +92,11 @@ def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: 
         if trace or line.startswith("ATTACK "):
             click.echo(printable(line))
 
-    served.trace = show
+    if trace or attack is not None:
+        served.trace = show  # a transcript costs time at every request
     with InterruptOnce():
         try:
-            serve_device(served, path, trace=trace)
+            serve_device(served, path, trace=trace, inband=inband)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
         finally:
@@ -101,7 +104,7 @@ def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: 
                 capture.close()
 
 
-def serve_device(device: Device, path: Path, *, trace: bool) -> None:
+def serve_device(device: Device, path: Path, *, trace: bool, inband: bool = False) -> None:
     """Serve until KeyboardInterrupt; the device is closed at the end whatever happens."""
     try:
         if len(bytes(path)) > _PATH_LIMIT:
@@ -109,6 +112,7 @@ def serve_device(device: Device, path: Path, *, trace: bool) -> None:
         if path.exists() and not path.is_socket():
             raise click.UsageError(f"{path}: exists and is no socket")
         vhost_user.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None,
+                         inband=inband,
                          ready=lambda: click.echo(f"serving {device.type.short} on {path}", err=True))
     except FileExistsError as error:
         raise click.UsageError(str(error)) from None

@@ -15,7 +15,7 @@ from chamber.device.fuse_server import MAX_WRITE, FuseServer, ReadInPlace
 from chamber.device.sample_tree import SampleTree
 from chamber.wire.errors import WireError
 from chamber.wire.fs import CONFIG, HIPRIO_QUEUE, TAG_SIZE
-from chamber.wire.fuse import IN_HEADER, OUT_HEADER, WRITE, InHeader, Opcode
+from chamber.wire.fuse import IN_HEADER, NAMES, OUT_HEADER, WRITE, InHeader
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class FsDevice(Device):
             self._answer(queue, chain, header, reply)
 
     def _tell(self, header: InHeader, reply: bytes | ReadInPlace | int | None) -> None:
-        name = Opcode(header.opcode).name if header.opcode in set(Opcode) else str(header.opcode)
+        name = NAMES.get(header.opcode, str(header.opcode))
         outcome = errno.errorcode.get(reply, str(reply)) if isinstance(reply, int) else "ok"
         self.log(f"{name} of node {header.nodeid}: {outcome}")
 

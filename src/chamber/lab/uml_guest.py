@@ -85,7 +85,8 @@ class UmlGuest:
             self.folder = Path(tempfile.mkdtemp(prefix="chamber-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             for device, provide in devices.items():
-                backend = Backend(self.folder / device.short, provide, loop, replace=True,
+                # Messages take less than eventfds to set up, which matters more where devices come and go.
+                backend = Backend(self.folder / device.short, provide, loop, replace=True, inband=True,
                                   observer=observer)
                 stack.callback(backend.close)
                 self.backends[device] = backend

@@ -82,6 +82,7 @@ class UmlRunner:
         self._waking = False
         self._attack: Attack | None = None
         self._device: Device | None = None
+        self._devices: dict[DeviceType, Device] = {}
         self._transcript: list[str] = []
         self._started = 0.0
         self._leaks = LeakWatch(b"")
@@ -95,7 +96,9 @@ class UmlRunner:
         hooks = attack if self._capture is None else Recorder(self._capture, attack)
         device = self._make_device(kind, hooks=hooks, ring=self._ring)
         device.trace = self._note
-        self._device = device
+        if (before := self._devices.pop(kind, None)) is not None:
+            before.close()  # its session has ended: a guest has one of each
+        self._device = self._devices[kind] = device
         return device
 
     def _note(self, line: str) -> None:
@@ -149,6 +152,8 @@ class UmlRunner:
         guest, self._guest = self._guest, None
         if guest is not None:
             guest.close()
+        while self._devices:
+            self._devices.popitem()[1].close()
 
     def close(self) -> None:
         """End the guest for good."""

@@ -50,8 +50,12 @@ _R = FrontendRequest
 _P = ProtocolFeature
 
 PROTOCOL_FEATURES: Final = bit(_P.MQ, _P.REPLY_ACK, _P.BACKEND_REQ, _P.CONFIG, _P.RESET_DEVICE,
-                               _P.INBAND_NOTIFICATIONS, _P.CONFIGURE_MEM_SLOTS, _P.STATUS)
+                               _P.CONFIGURE_MEM_SLOTS, _P.STATUS)
 """What this back end offers. A message that needs any other is a broken rule."""
+
+INBAND: Final = bit(_P.INBAND_NOTIFICATIONS)
+"""Notifications as messages, each with an acknowledgement. Not offered unless asked for: User-Mode Linux takes them
+where it can, and gets less than half of the requests through that it gets through with eventfds."""
 
 MAX_MEM_SLOTS: Final = 64
 _ONE: Final = (1).to_bytes(8, "little")
@@ -97,7 +101,6 @@ class _Vring:
         "call",
         "enabled",
         "err",
-        "inband_kick",
         "index",
         "kick",
         "kicked",
@@ -130,13 +133,15 @@ class Session:
         ended: called once, after everything is given back.
         trace: gets one line per message, if given.
         observer: sees all that the device reads from buffers, if given.
+        protocol_features: what is offered.
 
     """
 
     def __init__(self, device: Servable, sock: socket.socket, loop: EventLoop, ended: Callable[[Session], None],
-                 trace: Callable[[str], None] | None = None,
-                 observer: Callable[[bytes], None] | None = None) -> None:
+                 trace: Callable[[str], None] | None = None, observer: Callable[[bytes], None] | None = None,
+                 protocol_features: int = PROTOCOL_FEATURES) -> None:
         self.device = device
+        self._offered_protocol = protocol_features
         self.error: Exception | None = None
         self.messages = 0
         self._loop = loop
@@ -281,16 +286,15 @@ class Session:
                 self._update(vring)
 
     def _get_protocol_features(self, _payload: Payload, _message: Message) -> Payload:
-        return U64(PROTOCOL_FEATURES)
+        return U64(self._offered_protocol)
 
     def _set_protocol_features(self, payload: Payload, _message: Message) -> None:
         assert isinstance(payload, U64)
-        if payload.value & ~PROTOCOL_FEATURES:
+        if payload.value & ~self._offered_protocol:
             raise WireError("the front end takes offered protocol features alone",
                             spec="vhost-user, Protocol features", detail=f"{payload.value:#x}")
-        inband = bit(_P.INBAND_NOTIFICATIONS)
         needs = bit(_P.REPLY_ACK, _P.BACKEND_REQ)
-        if payload.value & inband and payload.value & needs != needs:
+        if payload.value & INBAND and payload.value & needs != needs:
             raise WireError("INBAND_NOTIFICATIONS needs BACKEND_REQ and REPLY_ACK",
                             spec="vhost-user, In-band notifications")
         self._acked_protocol = payload.value
@@ -592,6 +596,7 @@ class Backend:
         trace: gets one line per message, if given.
         observer: sees all that the device reads from buffers, if given.
         replace: whether a new front end ends the session before it; otherwise it is turned away.
+        inband: offer notifications as messages.
 
     Raises:
         OSError: the path is in use or can't be made.
@@ -600,7 +605,7 @@ class Backend:
 
     def __init__(self, path: Path, provide: Callable[[], Servable | None], loop: EventLoop, *,
                  trace: Callable[[str], None] | None = None, observer: Callable[[bytes], None] | None = None,
-                 replace: bool = False) -> None:
+                 replace: bool = False, inband: bool = False) -> None:
         self.path = path
         self.session: Session | None = None
         self.sessions = 0
@@ -609,6 +614,7 @@ class Backend:
         self._trace = trace
         self._observer = observer
         self._replace = replace
+        self._protocol_features = PROTOCOL_FEATURES | (INBAND if inband else 0)
         self._listener = _listen(path)
         loop.add_reader(self._listener.fileno(), self._accept)
 
@@ -629,7 +635,8 @@ class Backend:
             sock.close()
             return
         self.sessions += 1
-        self.session = Session(device, sock, self._loop, self._ended, self._trace, self._observer)
+        self.session = Session(device, sock, self._loop, self._ended, self._trace, self._observer,
+                               self._protocol_features)
 
     def _ended(self, session: Session) -> None:
         if self.session is session:
@@ -665,14 +672,16 @@ def _listen(path: Path) -> socket.socket:
 
 
 def serve(device: Servable, path: Path, *, stop: Callable[[], bool] = lambda: False,
-          trace: Callable[[str], None] | None = None, ready: Callable[[], None] = lambda: None) -> None:
+          trace: Callable[[str], None] | None = None, ready: Callable[[], None] = lambda: None,
+          inband: bool = False) -> None:
     """Serve a device on a socket until `stop()` says so, asked twice a second, or KeyboardInterrupt comes.
 
-    `ready` is called once the socket is there.
+    `ready` is called once the socket is there; `inband` offers notifications as messages.
 
     The device is closed at the end, and the socket removed.
     """
-    with EventLoop(spin=_SPIN_SECONDS) as loop, contextlib.closing(Backend(path, lambda: device, loop, trace=trace)):
+    with (EventLoop(spin=_SPIN_SECONDS) as loop,
+          contextlib.closing(Backend(path, lambda: device, loop, trace=trace, inband=inband))):
         try:
             ready()
             while not stop():

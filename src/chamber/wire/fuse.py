@@ -35,6 +35,7 @@ __all__ = (
     "MINOR",
     "MKDIR",
     "MKNOD",
+    "NAMES",
     "NO_REPLY",
     "OFFSET_OUT",
     "OPEN_IN",
@@ -117,6 +118,8 @@ class Opcode(enum.IntEnum):
     SYNCFS = 50
 
 
+NAMES: Final = {int(operation): operation.name for operation in Opcode}
+"""What operations are called, by number."""
 NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 """Operations that are never answered."""
 

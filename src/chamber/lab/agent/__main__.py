@@ -14,6 +14,7 @@ from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, pr
 from chamber.lab.agent.report import Report
 
 _TERMINAL = "/dev/tty1"
+_SCAN_SECONDS = 0.3
 _STIMULI = {
     "balloon": balloon.STIMULI,
     "blk": blk.STIMULI,
@@ -109,6 +110,9 @@ def _cycle(report: Report, request: dict[str, object]) -> None:
         begin = time.monotonic()
         kernel.rebind_driver(virtio, count)
         report.send(done="cycle", seconds=time.monotonic() - begin)
+        # The last probe may still be looking for disks. It would keep the connection beyond the removal, and a second
+        # one beside it makes User-Mode Linux give up the device for good.
+        time.sleep(_SCAN_SECONDS)
     finally:
         kernel.unbind_platform(platform)
 
