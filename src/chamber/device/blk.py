@@ -226,17 +226,8 @@ class BlkDevice(Device):
         start = sector * SECTOR_SIZE
         if room % SECTOR_SIZE or room > _REQUEST_LIMIT or start + room > self.sectors * SECTOR_SIZE:
             return False
-        views: list[memoryview] = []
-        address = end = 0
-        for where, length in (*chain.spans(chain.writable, 0, room), (0, 0)):
-            if where == end and length:
-                end += length  # what lies side by side is filled at once
-                continue
-            if end > address:
-                views.append(chain.dma.view(address, end - address))
-            address, end = where, where + length
         try:
-            self.disk.read_into(start, views)
+            self.disk.read_into(start, chain.room(0, room))
         except OSError:
             return False
         chain.write(bytes((BlkStatus.OK,)), room)

@@ -81,3 +81,21 @@ class Chain:
             length -= take
             offset = 0
         return out
+
+    def room(self, offset: int, length: int) -> list[memoryview]:
+        """Memory behind `length` writable bytes from `offset` on; what lies side by side is one view.
+
+        The driver may change it at any time.
+        """
+        views: list[memoryview] = []
+        address = end = 0
+        for where, size in self.spans(self.writable, offset, length):
+            if where == end:
+                end += size
+                continue
+            if end > address:
+                views.append(self.dma.view(address, end - address))
+            address, end = where, where + size
+        if end > address:
+            views.append(self.dma.view(address, end - address))
+        return views

@@ -140,7 +140,7 @@ class FsDevice(Device):
         if size < 0 or self.hooks is not None:
             self._answer(queue, chain, header, _read_bytes(read, size))
             return
-        views = [chain.dma.view(a, n) for a, n in chain.spans(chain.writable, OUT_HEADER.size, size)]
+        views = chain.room(OUT_HEADER.size, size)
         done = 0
         try:
             for start in range(0, len(views), _IOV_MAX):
