@@ -14,7 +14,8 @@ from chamber.guest.drivers.p9 import P9Driver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
 from chamber.guest.drivers.scsi import ScsiDriver
-from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi
+from chamber.guest.drivers.vsock import VsockDriver
+from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi, vsock
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.PMEM: PmemDriver,
     DeviceType.FS: FsDriver,
     DeviceType.TRANSPORT_9P: P9Driver,
+    DeviceType.VSOCK: VsockDriver,
 }
 
 STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
@@ -48,6 +50,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.PMEM: pmem.STIMULI,
     DeviceType.FS: fs.STIMULI,
     DeviceType.TRANSPORT_9P: p9.STIMULI,
+    DeviceType.VSOCK: vsock.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
 action of its own."""

@@ -25,7 +25,7 @@ from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_f
 from chamber.link.vhost_user import Backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from chamber.lab.uml_kernel import UmlKernel
     from chamber.link.eventloop import EventLoop
@@ -60,20 +60,28 @@ class UmlGuest:
         options: further words for the kernel's command line.
         observer: sees all that devices read from buffers, if given.
         sockets: back ends that others serve, such as qemu-storage-daemon, by their sockets.
+        more: further devices, of any types, by their sockets.
         memory_mb: megabytes of the guest's memory.
+
+    Attributes:
+        platform: what the guest calls each device.
+        more: the same for further devices.
 
     """
 
     def __init__(self, kernel: UmlKernel, loop: EventLoop,
                  devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
                  options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None,
-                 sockets: Mapping[DeviceType, Path] | None = None, memory_mb: int = MEMORY_MB) -> None:
+                 sockets: Mapping[DeviceType, Path] | None = None,
+                 more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int = MEMORY_MB) -> None:
         self.kernel = kernel
         self.platform: dict[DeviceType, str] = {}
         self.backends: dict[DeviceType, Backend] = {}
         self.asked: Callable[[str], None] = lambda _action: None
         self.steps: list[dict[str, Any]] = []
+        self.more: list[str] = []
         self._sockets = dict(sockets or {})
+        self._more = tuple(more)
         self._memory_mb = memory_mb
         self._loop = loop
         self._console = bytearray()
@@ -118,7 +126,7 @@ class UmlGuest:
                 f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
-                *(f"virtio_uml.device={path}:{int(device)}" for device, path in self._sockets.items()),
+                *(f"virtio_uml.device={path}:{int(device)}" for device, path in (*self._sockets.items(), *self._more)),
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
                 "--modules", ",".join(map(str, self.kernel.modules)),
             ]
@@ -154,7 +162,9 @@ class UmlGuest:
         if hello is None or "failed" in hello:
             reason = "no word from its agent" if hello is None else hello["failed"]
             raise TargetError(f"{self.kernel.path} did not boot: {reason}")
-        self.platform = dict(zip(self._sockets, hello["devices"], strict=True))
+        names = hello["devices"]
+        self.platform = dict(zip(self._sockets, names[:len(self._sockets)], strict=True))
+        self.more = names[len(self._sockets):]
         self.take_console()
 
     # What the guest says.

@@ -52,8 +52,10 @@ def run_program(guest: UmlGuest, *arguments: str, seconds: float = 60.0) -> Prog
     return ProgramResult(answer["status"], answer["output"], answer["seconds"])
 
 
-def connect(guest: UmlGuest, device: DeviceType) -> str:
-    """Connect a device and let its driver probe it; return its name, such as ``virtio3``.
+def connect(guest: UmlGuest, device: DeviceType | str) -> str:
+    """Connect a device, or one of the guest's further ones by its name there, and let its driver probe it.
+
+    Returns its name as a virtio device, such as ``virtio3``.
 
     Raises:
         GuestDied: the guest ended meanwhile.
@@ -63,7 +65,7 @@ def connect(guest: UmlGuest, device: DeviceType) -> str:
     return _plug(guest, device, "connect")
 
 
-def disconnect(guest: UmlGuest, device: DeviceType) -> None:
+def disconnect(guest: UmlGuest, device: DeviceType | str) -> None:
     """Remove a device that `connect` connected.
 
     Raises:
@@ -74,9 +76,10 @@ def disconnect(guest: UmlGuest, device: DeviceType) -> None:
     _plug(guest, device, "disconnect")
 
 
-def _plug(guest: UmlGuest, device: DeviceType, what: str) -> str:
-    answer = guest.request(_PROBE_SECONDS, do=what, platform=guest.platform[device])
+def _plug(guest: UmlGuest, device: DeviceType | str, what: str) -> str:
+    name = device if isinstance(device, str) else guest.platform[device]
+    answer = guest.request(_PROBE_SECONDS, do=what, platform=name)
     if answer is None or "failed" in answer:
         reason = "the guest does not answer" if answer is None else answer["failed"]
-        raise TargetError(f"{device.short}: {what}: {reason}")
+        raise TargetError(f"{name}: {what}: {reason}")
     return str(answer.get("virtio", ""))
