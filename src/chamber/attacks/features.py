@@ -12,6 +12,7 @@ from chamber.wire.console import ConsoleFeature as Console
 from chamber.wire.net import NetFeature as Net
 from chamber.wire.scsi import ScsiFeature as Scsi
 from chamber.wire.virtio import DeviceType, Feature, bit
+from chamber.wire.vsock import VsockFeature as Vsock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,6 +92,13 @@ _SINGLE: Final[dict[DeviceType, tuple[tuple[str, int, int, str], ...]]] = {
         ("protection", bit(Scsi.T10_PI), 0, "offers T10_PI, and knows nothing of protection information"),
         ("inout", bit(Scsi.INOUT), 0, "offers INOUT"),
         ("no-events", 0, bit(Scsi.HOTPLUG, Scsi.CHANGE), "withdraws HOTPLUG and CHANGE"),
+    ),
+    DeviceType.VSOCK: (
+        ("no-seqpacket", 0, bit(Vsock.SEQPACKET), "withdraws SEQPACKET"),
+        ("no-types", bit(Vsock.NO_IMPLIED_STREAM), bit(Vsock.STREAM, Vsock.SEQPACKET),
+         "offers NO_IMPLIED_STREAM and no type of socket"),
+        ("seqpacket-alone", bit(Vsock.SEQPACKET, Vsock.NO_IMPLIED_STREAM), bit(Vsock.STREAM),
+         "offers SEQPACKET without streams"),
     ),
     DeviceType.NET: (
         ("no-ctrl-vq", _CONTROLLED, bit(Net.CTRL_VQ),

@@ -16,6 +16,7 @@ from chamber.device.port import Port
 from chamber.device.rng import RngDevice
 from chamber.device.scsi import ScsiDevice, unit_pattern
 from chamber.device.scsi_lun import LogicalUnit
+from chamber.device.vsock import VsockDevice
 from chamber.wire.console import ConsoleFeature
 from chamber.wire.scsi import Address
 from chamber.wire.virtio import DeviceType, Feature, bit
@@ -73,6 +74,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.PMEM: PmemDevice,
     DeviceType.FS: FsDevice,
     DeviceType.TRANSPORT_9P: P9Device,
+    DeviceType.VSOCK: VsockDevice,
 }
 
 TYPES: Final = tuple(_MAKERS)
