@@ -38,6 +38,25 @@ OUT = DOCS / "benchmarks.md"
 STORAGE = ["| random reads | Chamber, requests/s | {0}, requests/s | Chamber, MB/s | {0}, MB/s | ratio |",
            "|---|---|---|---|---|---|"]
 
+DISKS = (
+    "One stock user-mode-linux guest each, fio with O_DIRECT, the same image in the page cache, turn about; medians"
+    " of 3. A 4 KiB request costs the guest some 40 µs and the interrupt 20 µs (an eventfd that wakes another "
+    "processor); what is left is the interpreter's 15 to 20 µs. At 1 MiB a request has up to 256 descriptors, each "
+    "parsed by the interpreter, in one thread.")
+FILES = (
+    "The same with a file of a shared directory, mounted by the stock virtiofs driver. A FUSE request takes the "
+    "interpreter 30 µs, decoding included, where virtiofsd takes 3; what the guest and the interrupt cost is the "
+    "same for both.")
+PROTECTIONS = (
+    "One use of each honest device on the model, device included, without probe and removal; the other profiles as "
+    "multiples of `bare`, paired, medians.")
+SCALE = (
+    "![The three tables below, drawn](scale.svg)\n\nQueue sizes: 4 KiB reads by the device half, and the most that "
+    "it allocates meanwhile. It keeps no copy of the ring.")
+DEVICE_COUNT = (
+    "Disks of one stock guest, all read at once by fio at depth 4 each, served by one process; and what the process"
+    " grew by.")
+
 
 def cycles(options: tuple[str, ...]) -> list[str]:
     """Probe and remove cycles a second, for each device as assessments have it, on one guest."""
@@ -120,25 +139,18 @@ def main() -> None:
         return run
 
     steps: list[tuple[str, str, list[str], list[Callable[[], list[str]]]]] = [
-        ("## Disks: Chamber and qemu-storage-daemon", "One stock user-mode-linux guest each, fio with O_DIRECT, the same "
-         "image in the page cache, turn about; medians of 3. A 4 KiB request costs the guest some 40 µs and the "
-         "interrupt 20 µs (an eventfd that wakes another processor), so what is left is the interpreter's 15 to 20 µs. "
-         "At 1 MiB a request has up to 256 descriptors, each parsed by the interpreter, in one thread.",
+        ("## Disks: Chamber and qemu-storage-daemon", DISKS,
          [STORAGE[0].format("qemu-storage-daemon"), STORAGE[1]], [disk_rows]),
-        ("## Files: Chamber and virtiofsd", "The same with a file of a shared directory, mounted by the stock virtiofs "
-         "driver. A FUSE request takes the interpreter 30 µs, decoding included, where virtiofsd takes 3; the guest and "
-         "the interrupt cost both the same.",
+        ("## Files: Chamber and virtiofsd", FILES,
          [STORAGE[0].format("virtiofsd"), STORAGE[1]], [file_rows]),
-        ("## The guest's protections", "One use of each honest device on the model, device included, without probe and "
-         "removal; the other profiles as multiples of `bare`, paired, medians.",
+        ("## The guest's protections", PROTECTIONS,
          ["| device | bare, ms | bounced | hardened |", "|---|---|---|---|"], [profile_rows]),
-        ("## Cost against scale", "![The three tables below, drawn](scale.svg)\n\nQueue sizes: 4 KiB reads by the device "
-         "half, and the most that it allocates meanwhile. It keeps no copy of the ring.",
+        ("## Cost against scale", SCALE,
          ["| queue size | reads a second | µs a read | bytes |", "|---|---|---|---|"], [curve(queue_rows)]),
         ("### Chains", "One read scattered over so many descriptors of 64 bytes.",
          ["| descriptors | µs | µs a descriptor |", "|---|---|---|"], [curve(chain_rows)]),
-        ("### Devices", "Disks of one stock guest, all read at once by fio at depth 4 each, served by one process; and "
-         "what the process grew by.", ["| disks | requests a second | MB |", "|---|---|---|"], [curve(device_rows)]),
+        ("### Devices", DEVICE_COUNT,
+         ["| disks | requests a second | MB |", "|---|---|---|"], [curve(device_rows)]),
         ("## Probe and remove on one guest", f"Median of {RUNS} runs of {CYCLES} cycles on one boot.",
          ["| device | kernel options | cycles a second | range |", "|---|---|---|---|"],
          [plain_cycles, partial(cycles, ()), partial(cycles, LOUD)]),
