@@ -16,7 +16,8 @@ from chamber.lab.model_stimuli import STIMULI as MODEL
 if TYPE_CHECKING:
     from chamber.wire.virtio import DeviceType
 
-STIMULI = {"use", "inspect", "rebind", "shutdown", "suspend", *(name for own in MODEL.values() for name in own)}
+STIMULI = {"use", "inspect", "rebind", "reset", "shutdown", "suspend",
+           *(name for own in MODEL.values() for name in own)}
 
 
 def test_names_are_unique() -> None:

@@ -9,11 +9,16 @@ from chamber.attacks.catalogue import catalogue
 from tests.attacks.victim import Victim
 
 
+def _run(spec: AttackSpec, attack: Attack) -> Victim:
+    victim = Victim(spec.device, attack, event_idx="event" in spec.name, ring=spec.ring, reset="reset" in spec.stimuli)
+    victim.run()
+    return victim
+
+
 @pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
 def test_an_attack_acts_and_ends(spec: AttackSpec) -> None:
     attack = spec.make()
-    victim = Victim(spec.device, attack, event_idx="event" in spec.name, ring=spec.ring)
-    victim.run()
+    victim = _run(spec, attack)
     assert attack.strikes
     assert len(attack.strikes) <= Attack.LIMIT
     assert len(attack.captured) <= Attack.CAPTURE
@@ -26,6 +31,6 @@ def test_an_attack_is_deterministic(spec: AttackSpec) -> None:
     runs = []
     for _ in range(2):
         attack = spec.make()
-        Victim(spec.device, attack, event_idx="event" in spec.name, ring=spec.ring).run()
+        _run(spec, attack)
         runs.append(attack.strikes)
     assert runs[0] == runs[1]

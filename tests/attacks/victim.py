@@ -47,8 +47,9 @@ class Victim:
     """
 
     def __init__(self, device_type: DeviceType, attack: Attack, *, event_idx: bool = False,
-                 ring: str = "split") -> None:
+                 ring: str = "split", reset: bool = False) -> None:
         self.attack = attack
+        self._reset = reset
         options: dict[str, Any] = {"source": random.Random(1).randbytes} if device_type is DeviceType.RNG else {}
         self.device = make_device(device_type, hooks=attack, ring=ring, **options)
         self._clock = 0.0
@@ -80,6 +81,10 @@ class Victim:
             own()
         self._read_config()
         self.wait()
+        if self._reset:
+            for queue in self.device.queues:
+                self.driver.reset_queue(queue.index)
+            self.wait()
         for queue in reversed(self.device.queues):
             self.device.stop_queue(queue.index)
         self.wait()

@@ -194,6 +194,14 @@ class Driver:
             self.queues.append(queue)
             device.start_queue(index, self.memory, size=size, interrupt=queue.interrupted, **queue.areas)
 
+    def reset_queue(self, index: int) -> None:
+        """Take a queue back and hand it over anew, empty, in the same place."""
+        queue = self.queues[index]
+        self.device.stop_queue(index)
+        self.memory.write(queue.desc, bytes(queue.room(queue.size)))
+        queue = self.queues[index] = type(queue)(self.memory, queue.desc, queue.size)
+        self.device.start_queue(index, self.memory, size=queue.size, interrupt=queue.interrupted, **queue.areas)
+
     def _config_changed(self) -> None:
         self.config_interrupts += 1
 

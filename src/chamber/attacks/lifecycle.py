@@ -63,6 +63,28 @@ class EarlyUsed(Attack):
             interrupt()
 
 
+class ResetCompletion(EarlyUsed):
+    """Completes, in a queue that was taken back and handed over anew, what was lent before (virtio 1.3, 2.6.1)."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._ready = False
+
+    def driver_ok(self) -> None:
+        """What starts from now on starts again."""
+        self._ready = True
+
+    def queue_started(self, queue: DeviceQueue) -> None:
+        """Strike where a queue begins while the driver is ready."""
+        if self._ready:
+            super().queue_started(queue)
+
+    def queue_stopping(self, queue: DeviceQueue) -> None:
+        """Interrupt while the driver is at it."""
+        if self._ready:
+            queue.interrupt()
+
+
 class RemovalCompletion(Attack):
     """Completes all that is outstanding while the driver takes its queues back, and what it took last once more."""
 
@@ -237,6 +259,9 @@ _KINDS: Final[tuple[Kind, ...]] = (
     ("early-used-wild", Surface.LIFECYCLE, Aim.MEMORY, "3.1.1",
      "completes an id beyond the table before DRIVER_OK, and says that configuration changed",
      lambda: EarlyUsed(0xFFFF, config=True), ("use", "rebind"), _BOTH),
+    ("reset-completion", Surface.LIFECYCLE, Aim.MEMORY, "2.6.1",
+     "completes descriptor 0 of a queue that was just reset, and interrupts",
+     ResetCompletion, ("use", "reset", "inspect"), _MODEL),
     ("removal-completion", Surface.LIFECYCLE, Aim.MEMORY, "2.4.1",
      "completes all that is outstanding while the driver takes its queues back",
      RemovalCompletion, ("use", "rebind"), _BOTH),

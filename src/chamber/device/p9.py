@@ -78,8 +78,9 @@ class P9Device(Device):
             self.server.close()
             self._remove_sample()
 
-    def queue_stopped(self, queue: DeviceQueue) -> None:  # noqa: ARG002 - there is one
-        """Forget what the guest held."""
+    def reset(self) -> None:
+        """Forget what the guest held; the reset of the queue alone leaves it, as it leaves the session."""
+        super().reset()
         self.server.reset()
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:

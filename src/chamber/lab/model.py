@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.capture import Recorder
@@ -168,6 +169,9 @@ class _Run:
         if name == "rebind":
             return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
                        for _ in range(_REBINDS))
+        if name == "reset":
+            return all(self._step(f"reset queue {index}", partial(driver.reset_queue, index), prefix)
+                       for index in driver.queues)
         stimulus = STIMULI[driver.type].get(name)
         if stimulus is None:
             self._log(f"the model has no {name}")
