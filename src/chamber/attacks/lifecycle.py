@@ -239,7 +239,7 @@ class Scanner(Attack):
                     found = chain.dma.read(address, _PAGE)
                     self.capture(found)
                     self.strike(f"queue {queue.index}: page {address:#x} beside chain {chain.head} read, "
-                                f"{_PAGE - found.count(0)} bytes not zero")
+                                f"{'something' if any(found) else 'nothing'} in it")
 
     def _spoil(self, queue: DeviceQueue, chain: Chain, end: int) -> None:
         with suppress(DmaFault):
