@@ -14,6 +14,7 @@ from chamber.attacks.crypto import crypto_attacks
 from chamber.attacks.features import feature_attacks
 from chamber.attacks.frames import frame_attacks
 from chamber.attacks.fs import fs_attacks
+from chamber.attacks.input import input_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
@@ -41,6 +42,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     feature_attacks,
     frame_attacks,
     fs_attacks,
+    input_attacks,
     lifecycle_attacks,
     net_attacks,
     notification_attacks,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.wire import balloon, blk, console, crypto, fs, net, p9, pmem, scsi, vsock
+from chamber.wire import input as input_
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
 
@@ -27,6 +28,7 @@ LAYOUTS: Final = {
     DeviceType.PMEM: pmem.CONFIG,
     DeviceType.FS: fs.CONFIG,
     DeviceType.TRANSPORT_9P: p9.CONFIG,
+    DeviceType.INPUT: input_.CONFIG,
     DeviceType.VSOCK: vsock.CONFIG,
 }
 """Configuration spaces to lie in, by device type."""

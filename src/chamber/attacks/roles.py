@@ -39,6 +39,8 @@ PLACES: Final = {place.prefix: place for place in (
     Place(DeviceType.SCSI, "events", "scsi-events", 0),
     Place(DeviceType.PMEM, "requests", "pmem", 0),
     Place(DeviceType.FS, "requests", "fs", 2),
+    Place(DeviceType.INPUT, "events", "input-events", 0),
+    Place(DeviceType.INPUT, "status", "input-status", 0),
     Place(DeviceType.TRANSPORT_9P, "requests", "9p", 2),
     Place(DeviceType.FS, "hiprio", "fs-hiprio", 0),
     *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.lifecycle import EarlyUsed, RemovalCompletion, RemovalGarbage
+from chamber.attacks.notification import EarlyInterrupt, RemovalInterrupt
 from chamber.attacks.vsock_packet import FILL, Events, Inject, Packet, Pieces, Rewrite, Silence, answer
 from chamber.wire.virtio import DeviceType
 from chamber.wire.vsock import HDR_SIZE, HOST_CID, Header, SeqFlag, ShutdownFlag, VsockOp, VsockType
@@ -155,9 +157,9 @@ _STATES: Final[tuple[_Row, ...]] = (
      _many(_OP.RESPONSE, 300, lambda h, i: answer(h, _OP.REQUEST, src_port=100000 + i)), ("listen",)),
     ("request-flood-foreign", Surface.LIFECYCLE, Aim.DENIAL, "5.10.6.2",
      "asks for 300 connections in the name of other context ids",
-     _many(_OP.RESPONSE, 300, lambda h, i: answer(h, _OP.REQUEST, src_port=100000 + i, src_cid=3 + i)), ("listen",)),
+     _many(_OP.RESPONSE, 300, lambda h, i: answer(h, _OP.REQUEST, src_port=200000 + i, src_cid=3 + i)), ("listen",)),
     ("request-and-rst", Surface.LIFECYCLE, Aim.MEMORY, "5.10.6.5", "asks for 50 connections and ends them at once",
-     _many(_OP.RESPONSE, 100, lambda h, i: answer(h, _OP.RST if i % 2 else _OP.REQUEST, src_port=100000 + i // 2)),
+     _many(_OP.RESPONSE, 100, lambda h, i: answer(h, _OP.RST if i % 2 else _OP.REQUEST, src_port=300000 + i // 2)),
      ("listen",)),
     ("rst-and-response", Surface.LIFECYCLE, Aim.MEMORY, "5.10.6.5", "refuses a connection, then accepts it",
      _on(_OP.REQUEST, (_OP.RST, b"", {}), (_OP.RESPONSE, b"", {}), (_OP.RW, b"data", {})), ("use", "many")),
@@ -286,7 +288,24 @@ _EVENTS: Final[tuple[_Row, ...]] = (
        lambda cid=cid: Events(_RESET * 2, cids=(cid, cid)), ("use", "inspect")) for i, cid in enumerate(_RESERVED)),
 )
 
+_SUSPEND: Final = (
+    ("suspend-interrupt", Surface.NOTIFICATION, "2.4.1", "interrupts while a driver that falls asleep takes its queues back",
+     RemovalInterrupt),
+    ("suspend-completion", Surface.LIFECYCLE, "2.4.1",
+     "completes all that is outstanding while a driver that falls asleep takes its queues back", RemovalCompletion),
+    ("suspend-garbage", Surface.LIFECYCLE, "2.4.1", "fills the used rings while a driver that falls asleep takes them back",
+     RemovalGarbage),
+    ("resume-interrupt", Surface.NOTIFICATION, "3.1.1", "interrupts the queues of a driver that wakes up, before DRIVER_OK",
+     EarlyInterrupt),
+    ("resume-used", Surface.LIFECYCLE, "3.1.1",
+     "completes descriptor 0 of each queue of a driver that wakes up, before DRIVER_OK, and interrupts a moment later",
+     lambda: EarlyUsed(0, delay=0.002)),
+)
+"""The model does not sleep."""
+
 _KNOWN: Final = {
+    "suspend-interrupt": "vsock/virtio: read virtqueues under worker locks, Linux 6.1.183",
+    "suspend-completion": "CVE-2026-80932, vsock/virtio: flush works in dependency order",
     "len-wild": "CVE-2025-39718, vsock/virtio: Validate length in packet header before skb_put()",
     "buf-alloc-shrinks": "vsock/virtio: Fix unsigned integer wrap around in virtio_transport_has_space()",
     "request-flood-foreign": "CVE-2026-46214, vsock/virtio: fix accept queue count leak on transport mismatch",
@@ -300,3 +319,7 @@ def vsock_attacks() -> Iterator[AttackSpec]:
             *_LENGTHS, *_NAMES, *_STATES, *_CREDIT, *_MESSAGES, *_CONTENT, *_EVENTS):
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, aim, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=stimuli, known=_KNOWN.get(what, ""))
+    for what, surface, spec, summary, make in _SUSPEND:
+        yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.MEMORY, f"virtio 1.3, {spec}",
+                         f"The device {summary}.", make, stimuli=("use", "suspend", "many"),
+                         targets=frozenset({"uml"}), known=_KNOWN.get(what, ""))

@@ -9,6 +9,7 @@ from chamber.device.blk import BlkDevice, pattern_disk
 from chamber.device.console import ConsoleDevice
 from chamber.device.disk import MemoryDisk
 from chamber.device.fs import FsDevice
+from chamber.device.input import InputDevice
 from chamber.device.net import NetDevice
 from chamber.device.p9 import P9Device
 from chamber.device.pmem import PmemDevice
@@ -74,6 +75,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.PMEM: PmemDevice,
     DeviceType.FS: FsDevice,
     DeviceType.TRANSPORT_9P: P9Device,
+    DeviceType.INPUT: InputDevice,
     DeviceType.VSOCK: VsockDevice,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -64,6 +65,9 @@ class VsockDevice(Device):
             connect to the guest are among them.
         guest_cid: the guest's context id.
         features: feature bits to offer instead of all three.
+        first_port: the host's port of the first connection that the host makes, from 2**30 on; by default any, as a
+            host's kernel picks them. A guest remembers connections for a while that ended without its peer's word, and
+            would take one of the same ports for those.
         queue_size: descriptors per queue.
         hooks: interference, if any; packets to the guest and events are responses.
 
@@ -76,7 +80,7 @@ class VsockDevice(Device):
     type: ClassVar[DeviceType] = DeviceType.VSOCK
 
     def __init__(self, hosts: Sequence[Host] | None = None, *, guest_cid: int = GUEST_CID, features: int | None = None,
-                 queue_size: int = 256, hooks: Hooks | None = None) -> None:
+                 first_port: int | None = None, queue_size: int = 256, hooks: Hooks | None = None) -> None:
         self.connections: dict[tuple[int, int], Connection] = {}
         self.packet_limit = _PACKET
         self._hosts = tuple(hosts) if hosts is not None else (Services({ECHO_PORT: EchoEnd}),)
@@ -89,7 +93,9 @@ class VsockDevice(Device):
         self._spare: Chain | None = None
         self._busy = False
         self._clock: object | None = None
-        self._next_port = 0
+        if first_port is None:
+            first_port = random.choice(_HOST_PORTS)  # noqa: S311 - no secret
+        self._next_port = first_port - _HOST_PORTS.start
         super().__init__(features=_DEFAULT if features is None else features, config=CONFIG.pack(guest_cid=guest_cid),
                          queues=3, queue_size=queue_size, hooks=hooks)
         for host in self._hosts:

@@ -9,6 +9,7 @@ from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.console import ConsoleDriver
 from chamber.guest.drivers.crypto import CryptoDriver
 from chamber.guest.drivers.fs import FsDriver
+from chamber.guest.drivers.input import InputDriver
 from chamber.guest.drivers.net import NetDriver
 from chamber.guest.drivers.p9 import P9Driver
 from chamber.guest.drivers.pmem import PmemDriver
@@ -16,6 +17,7 @@ from chamber.guest.drivers.rng import RngDriver
 from chamber.guest.drivers.scsi import ScsiDriver
 from chamber.guest.drivers.vsock import VsockDriver
 from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi, vsock
+from chamber.lab.model_use import input as input_
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.PMEM: PmemDriver,
     DeviceType.FS: FsDriver,
     DeviceType.TRANSPORT_9P: P9Driver,
+    DeviceType.INPUT: InputDriver,
     DeviceType.VSOCK: VsockDriver,
 }
 
@@ -50,6 +53,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.PMEM: pmem.STIMULI,
     DeviceType.FS: fs.STIMULI,
     DeviceType.TRANSPORT_9P: p9.STIMULI,
+    DeviceType.INPUT: input_.STIMULI,
     DeviceType.VSOCK: vsock.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
