@@ -47,6 +47,7 @@ _SLOTS: Final = 64
 _TYPES: Final = (EventType.KEY, EventType.REL, EventType.ABS, EventType.MSC, EventType.SW)
 _TAKEN: Final = (EventType.LED, EventType.SND, EventType.REP)
 _KEPT: Final = 4096
+_VIOLATIONS: Final = 100
 _NO_EVENT: Final = b"\xff" * EVENT.size
 _PRESSES: Final = (0, 1, 2)
 
@@ -187,20 +188,22 @@ class InputDriver(VirtioDriver):
                 self.machine.heap.free(request.record)
                 data = memory.read(0, EVENT.size)
                 self._lend(queue, memory)
-                if request.written != EVENT.size:
-                    self._skipping = self.machine.profile.checked
-                    self._count = 0
-                self.checks.number(request.written).equals(EVENT.size, "an event has 8 bytes", _SPEC)
-                self._take(InputEvent(*EVENT.unpack(data)))
+                try:
+                    self._take(request.written, InputEvent(*EVENT.unpack(data)))
+                except DeviceViolation as violation:
+                    # What comes behind it is looked at now: there may be no further interrupt.
+                    if len(self.violations) < _VIOLATIONS:
+                        self.violations.append(violation)
         finally:
             self.kick(queue)
 
-    def _take(self, event: InputEvent) -> None:
+    def _take(self, written: int, event: InputEvent) -> None:
         """Take an event; of a sequence that one is missing from nothing is passed on."""
         if self._skipping:
             self._skipping = not event.ends
             return
         try:
+            self.checks.number(written).equals(EVENT.size, "an event has 8 bytes", _SPEC)
             self._event(event)
         except DeviceViolation:
             self._skipping = not event.ends
