@@ -51,8 +51,9 @@ class Victim:
                  ring: str = "split", reset: bool = False) -> None:
         self.attack = attack
         self._reset = reset
-        options: dict[str, Any] = {"source": random.Random(1).randbytes} if device_type is DeviceType.RNG else {}
-        self.device = make_device(device_type, hooks=attack, ring=ring, **options)
+        chance: dict[DeviceType, dict[str, Any]] = {
+            DeviceType.RNG: {"source": random.Random(1).randbytes}, DeviceType.VSOCK: {"first_port": 1 << 30}}
+        self.device = make_device(device_type, hooks=attack, ring=ring, **chance.get(device_type, {}))
         self._clock = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.attacks.lifecycle import EarlyUsed, RemovalCompletion, RemovalGarbage
+from chamber.attacks.lifecycle import RemovalCompletion, RemovalGarbage
 from chamber.attacks.notification import EarlyInterrupt, RemovalInterrupt
 from chamber.attacks.vsock_packet import FILL, Events, Inject, Packet, Pieces, Rewrite, Silence, answer
 from chamber.wire.virtio import DeviceType
@@ -289,17 +289,14 @@ _EVENTS: Final[tuple[_Row, ...]] = (
 )
 
 _SUSPEND: Final = (
-    ("suspend-interrupt", Surface.NOTIFICATION, "2.4.1", "interrupts while a driver that falls asleep takes its queues back",
-     RemovalInterrupt),
+    ("suspend-interrupt", Surface.NOTIFICATION, "2.4.1",
+     "interrupts while a driver takes its queues back to sleep", RemovalInterrupt),
     ("suspend-completion", Surface.LIFECYCLE, "2.4.1",
-     "completes all that is outstanding while a driver that falls asleep takes its queues back", RemovalCompletion),
-    ("suspend-garbage", Surface.LIFECYCLE, "2.4.1", "fills the used rings while a driver that falls asleep takes them back",
-     RemovalGarbage),
-    ("resume-interrupt", Surface.NOTIFICATION, "3.1.1", "interrupts the queues of a driver that wakes up, before DRIVER_OK",
-     EarlyInterrupt),
-    ("resume-used", Surface.LIFECYCLE, "3.1.1",
-     "completes descriptor 0 of each queue of a driver that wakes up, before DRIVER_OK, and interrupts a moment later",
-     lambda: EarlyUsed(0, delay=0.002)),
+     "completes all that is outstanding while a driver takes its queues back to sleep", RemovalCompletion),
+    ("suspend-garbage", Surface.LIFECYCLE, "2.4.1",
+     "fills the used rings while a driver takes them back to sleep", RemovalGarbage),
+    ("resume-interrupt", Surface.NOTIFICATION, "3.1.1",
+     "interrupts the queues of a driver that starts, or wakes up, before DRIVER_OK", EarlyInterrupt),
 )
 """The model does not sleep."""
 

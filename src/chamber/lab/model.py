@@ -39,6 +39,7 @@ _AFTER_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 0.1
 _REBINDS: Final = 3
 _BALLOON_PAGES: Final = 12
+_HOST_PORT: Final = 1 << 30
 _NULL: Final = "null pointer"
 
 
@@ -135,7 +136,8 @@ class _Run:
         # A seed shall decide the whole run, and a host ask for what a small guest can give.
         dice = random.Random(f"{prefix}{scenario.seed}")  # noqa: S311 - as above
         own: dict[DeviceType, dict[str, Any]] = {
-            DeviceType.RNG: {"source": dice.randbytes}, DeviceType.BALLOON: {"target": _BALLOON_PAGES}}
+            DeviceType.RNG: {"source": dice.randbytes}, DeviceType.BALLOON: {"target": _BALLOON_PAGES},
+            DeviceType.VSOCK: {"first_port": _HOST_PORT}}
         options = own.get(scenario.device, {})
         hooks = attack if self._capture is None else Recorder(self._capture, attack)
         device = make_device(scenario.device, hooks=hooks, ring=scenario.ring, **options)

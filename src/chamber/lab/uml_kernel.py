@@ -32,6 +32,9 @@ MODULES: Final = (
     "drivers/scsi/scsi_mod.ko",
     "drivers/scsi/sd_mod.ko",
     "drivers/scsi/virtio_scsi.ko",
+    "net/vmw_vsock/vsock.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 )
 """Modules to load, in the order in which they need each other; those that are missing are built in, or not there."""
 

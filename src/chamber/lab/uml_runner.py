@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ("DEVICES", "LOUD", "MEMORY_MB", "UmlRunner")
 
 DEVICES: Final = (DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE, DeviceType.BALLOON, DeviceType.FS,
-                  DeviceType.SCSI)
+                  DeviceType.SCSI, DeviceType.VSOCK)
 """What the stock kernel has drivers for."""
 
 BASELINE_SECONDS: Final = 15.0

@@ -10,7 +10,7 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi
+from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi, vsock
 from chamber.lab.agent.report import Report
 
 _TERMINAL = "/dev/tty1"
@@ -22,6 +22,7 @@ _STIMULI = {
     "fs": fs.STIMULI,
     "net": net.STIMULI,
     "scsi": scsi.STIMULI,
+    "vsock": vsock.STIMULI,
 }
 _GENERIC_FRAMES = 24
 _PRINTK = "7 4 1 7"

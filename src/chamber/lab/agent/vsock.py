@@ -27,7 +27,7 @@ _HOST: Final = 2
 _ECHO: Final = 7
 _CALL: Final = 5000
 _NOBODY: Final = 9999
-_TIMEOUT: Final = 0.5
+_TIMEOUT: Final = 0.4
 _GREETING: Final = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(3000))
 """What the host says first when it calls (`chamber.device.vsock_service`)."""
 _MANY: Final = 20
@@ -117,17 +117,23 @@ def _reset(report: Report) -> None:
 
 
 def use(virtio: str, report: Report) -> None:
-    """Connect, echo streams and messages, also after a reset of the transport."""
+    """Connect, echo streams and messages, also after a reset of the transport.
+
+    What a silent device can't do anyway is left out: all of it together would take too long to tell from a hang.
+    """
     dice = random.Random(virtio)  # noqa: S311 - test data
+    fine = True
     for name, kind in _KINDS:
         with report.step(f"{name} socket"), _connect(kind) as sock:
             for size in (1, 64, 1000, 5000, 20000):
                 if not report.attempt(f"echo of {size} bytes by {name}", _echo, sock, dice.randbytes(size)):
+                    fine = False
                     break
-    report.attempt("echo of 400,000 bytes", _bulk, 400_000, dice)
-    if report.attempt("reset", _reset, report):
+        fine = fine and report.fine
+    if report.attempt("reset", _reset, report) and fine:
         with report.step("stream after a reset"), _connect(socket.SOCK_STREAM) as sock:
             _echo(sock, dice.randbytes(100))
+        report.attempt("echo of 400,000 bytes", _bulk, 400_000, dice)
 
 
 def inspect(virtio: str, report: Report) -> None:
@@ -141,6 +147,8 @@ def inspect(virtio: str, report: Report) -> None:
             pass
         else:
             raise WrongData("a connection to a port that nobody listens on")
+    if not report.fine:
+        return
     with report.step("a reset ends connections"), _connect(socket.SOCK_STREAM) as sock:
         _reset(report)
         try:
