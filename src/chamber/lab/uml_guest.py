@@ -37,6 +37,7 @@ __all__ = ("MEMORY_MB", "GuestDied", "UmlGuest")
 MEMORY_MB: Final = 96
 _BOOT_SECONDS: Final = 60.0
 _CONSOLE_LIMIT: Final = 1 << 20
+_NUDGE_SECONDS: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MCONSOLE = struct.Struct("=III512s")
@@ -248,16 +249,27 @@ class UmlGuest:
         data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(BlockingIOError):
             os.write(self._agent, data)
-        return self._wait(lambda m: "done" in m, seconds)
+        return self._wait(lambda m: "done" in m, seconds, nudge=True)
 
-    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any] | None:
+    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float, *,
+              nudge: bool = False) -> dict[str, Any] | None:
+        """Wait for a message; `nudge` has a guest look for input now and then, as any signal of input does.
+
+        Once in a thousand requests User-Mode Linux (6.1) misses the signal that tells of one, and nothing else would
+        ever wake it. Before it handles the signal, it would die of it.
+        """
         answer: list[dict[str, Any]] = []
 
         def arrived() -> bool:
             answer.extend(m for m in self._messages if wanted(m))
             return bool(answer) or not self.alive
 
-        self._loop.run_until(arrived, time.monotonic() + seconds)
+        deadline = time.monotonic() + seconds
+        while not self._loop.run_until(arrived, min(deadline, time.monotonic() + _NUDGE_SECONDS)):
+            if time.monotonic() >= deadline:
+                break
+            if nudge:
+                os.kill(self.pid, signal.SIGIO)
         if answer:
             return answer[0]
         if not self.alive:
