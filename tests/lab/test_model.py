@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
 
-COMMON = ("use", "inspect", "rebind", "shutdown")
+COMMON = ("use", "inspect", "rebind", "reset", "shutdown")
 STIMULI_OF = [(device, name) for device in TYPES for name in (*COMMON, *sorted(STIMULI[device].keys() - set(COMMON)))]
 
 

@@ -34,7 +34,10 @@ _APPEAR_SECONDS: Final = 1.0
 def _find(virtio: str, unit: tuple[int, int]) -> str:
     """Name of the disk at a target and LUN; empty if there is none."""
     pattern = f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*"
-    return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
+    try:
+        return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
+    except FileNotFoundError:
+        return ""  # a folder went while it was looked into, as those of empty targets do during a scan
 
 
 def _disk(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
