@@ -31,6 +31,8 @@ _TIMEOUT: Final = 0.4
 _GREETING: Final = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(3000))
 """What the host says first when it calls (`chamber.device.vsock_service`)."""
 _MANY: Final = 20
+_PAUSE: Final = 0.03
+"""Seconds to be there still for what a host says a moment after an event."""
 _GET_LOCAL_CID: Final = 0x7B9
 _KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
 
@@ -130,7 +132,9 @@ def use(virtio: str, report: Report) -> None:
                     fine = False
                     break
         fine = fine and report.fine
-    if report.attempt("reset", _reset, report) and fine:
+    reset = report.attempt("reset", _reset, report)
+    time.sleep(_PAUSE)
+    if reset and fine:
         with report.step("stream after a reset"), _connect(socket.SOCK_STREAM) as sock:
             _echo(sock, dice.randbytes(100))
         report.attempt("echo of 400,000 bytes", _bulk, 400_000, dice)
