@@ -17,7 +17,7 @@ from chamber.wire.console import CONTROL_RX_QUEUE, CONTROL_TX_QUEUE, ConsoleEven
 from chamber.wire.ethernet import BROADCAST, Arp, Ethernet, EtherType, IcmpEcho, IpProtocol, Ipv4
 from chamber.wire.split import DESC_F_INDIRECT, DESC_F_WRITE
 from chamber.wire.virtio import DeviceType, Feature
-from tests.attacks import use_balloon, use_crypto, use_fs, use_input, use_p9, use_pmem, use_scsi, use_vsock
+from tests.attacks import use_balloon, use_crypto, use_fs, use_input, use_p9, use_pmem, use_scsi, use_snd, use_vsock
 from tests.device.driver import Driver
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ USES: dict[DeviceType, Callable[[Victim], None]] = {
     DeviceType.FS: use_fs.use,
     DeviceType.TRANSPORT_9P: use_p9.use,
     DeviceType.INPUT: use_input.use,
+    DeviceType.SND: use_snd.use,
     DeviceType.SCSI: use_scsi.use,
     DeviceType.VSOCK: use_vsock.use,
 }

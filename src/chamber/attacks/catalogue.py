@@ -24,6 +24,7 @@ from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
 from chamber.attacks.scsi import scsi_attacks
+from chamber.attacks.snd import snd_attacks
 from chamber.attacks.vsock import vsock_attacks
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     ring_attacks,
     rng_attacks,
     scsi_attacks,
+    snd_attacks,
     vsock_attacks,
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
-from chamber.wire import balloon, blk, console, crypto, fs, net, p9, pmem, scsi, vsock
+from chamber.wire import balloon, blk, console, crypto, fs, net, p9, pmem, scsi, snd, vsock
 from chamber.wire import input as input_
 from chamber.wire.layout import Role
 from chamber.wire.virtio import DeviceType, bit
@@ -29,6 +29,7 @@ LAYOUTS: Final = {
     DeviceType.FS: fs.CONFIG,
     DeviceType.TRANSPORT_9P: p9.CONFIG,
     DeviceType.INPUT: input_.CONFIG,
+    DeviceType.SND: snd.CONFIG,
     DeviceType.VSOCK: vsock.CONFIG,
 }
 """Configuration spaces to lie in, by device type."""
@@ -179,7 +180,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
         more = ("discard",)
     elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
-    elif device in {DeviceType.SCSI, DeviceType.FS, DeviceType.TRANSPORT_9P}:
+    elif device in {DeviceType.SCSI, DeviceType.FS, DeviceType.TRANSPORT_9P, DeviceType.SND}:
         more = ("rebind",)  # their drivers read each field once
     return ("use", "inspect", *more)
 

@@ -41,6 +41,10 @@ PLACES: Final = {place.prefix: place for place in (
     Place(DeviceType.FS, "requests", "fs", 2),
     Place(DeviceType.INPUT, "events", "input-events", 0),
     Place(DeviceType.INPUT, "status", "input-status", 0),
+    Place(DeviceType.SND, "control", "snd-control", 3),
+    Place(DeviceType.SND, "events", "snd-events", 0),
+    Place(DeviceType.SND, "tx", "snd-tx", 0),
+    Place(DeviceType.SND, "rx", "snd-rx", 0),
     Place(DeviceType.TRANSPORT_9P, "requests", "9p", 2),
     Place(DeviceType.FS, "hiprio", "fs-hiprio", 0),
     *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)

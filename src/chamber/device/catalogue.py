@@ -17,6 +17,7 @@ from chamber.device.port import Port
 from chamber.device.rng import RngDevice
 from chamber.device.scsi import ScsiDevice, unit_pattern
 from chamber.device.scsi_lun import LogicalUnit
+from chamber.device.snd import SndDevice
 from chamber.device.vsock import VsockDevice
 from chamber.wire.console import ConsoleFeature
 from chamber.wire.scsi import Address
@@ -76,6 +77,7 @@ _MAKERS: Final[dict[DeviceType, Callable[..., Device]]] = {
     DeviceType.FS: FsDevice,
     DeviceType.TRANSPORT_9P: P9Device,
     DeviceType.INPUT: InputDevice,
+    DeviceType.SND: SndDevice,
     DeviceType.VSOCK: VsockDevice,
 }
 

@@ -15,8 +15,9 @@ from chamber.guest.drivers.p9 import P9Driver
 from chamber.guest.drivers.pmem import PmemDriver
 from chamber.guest.drivers.rng import RngDriver
 from chamber.guest.drivers.scsi import ScsiDriver
+from chamber.guest.drivers.snd import SndDriver
 from chamber.guest.drivers.vsock import VsockDriver
-from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi, vsock
+from chamber.lab.model_use import balloon, blk, console, crypto, fs, net, p9, pmem, rng, scsi, snd, vsock
 from chamber.lab.model_use import input as input_
 from chamber.wire.virtio import DeviceType
 
@@ -39,6 +40,7 @@ DRIVERS: Final[dict[DeviceType, type[VirtioDriver]]] = {
     DeviceType.FS: FsDriver,
     DeviceType.TRANSPORT_9P: P9Driver,
     DeviceType.INPUT: InputDriver,
+    DeviceType.SND: SndDriver,
     DeviceType.VSOCK: VsockDriver,
 }
 
@@ -54,6 +56,7 @@ STIMULI: Final[dict[DeviceType, dict[str, Callable[..., None]]]] = {
     DeviceType.FS: fs.STIMULI,
     DeviceType.TRANSPORT_9P: p9.STIMULI,
     DeviceType.INPUT: input_.STIMULI,
+    DeviceType.SND: snd.STIMULI,
     DeviceType.VSOCK: vsock.STIMULI,
 }
 """By device type and name; each is called with the driver, the guest's machine, and what asks the honest host for an
