@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chamber.guest.untrusted import ENFORCING, TRUSTING, DeviceViolation, Untrusted
+from chamber.wire.vsock import ShutdownFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,7 @@ CHECKS: dict[str, Check] = {
     "index": (lambda u: u.index(10, RULE, SPEC), lambda v: 0 <= v < 10),
     "one_of": (lambda u: u.one_of((1, 4, 9), RULE, SPEC), lambda v: v in {1, 4, 9}),
     "flags": (lambda u: u.flags(0b101, RULE, SPEC), lambda v: v in {0, 1, 4, 5}),
+    "flags of an enumeration": (lambda u: u.flags(ShutdownFlag.BOTH, RULE, SPEC), lambda v: v in {0, 1, 2, 3}),
     "equals": (lambda u: u.equals(7, RULE, SPEC), lambda v: v == 7),
 }
 

@@ -116,7 +116,8 @@ class Untrusted(Generic[T]):
     def flags(self: Untrusted[int], allowed: int, rule: str, spec: str) -> int:
         """Return the number if no bit outside of `allowed` is set."""
         value = self._value
-        _ = not value & ~allowed or self._failed(rule, spec, f"within {allowed:#x}")
+        # Of an enumeration of flags, ~ gives the other flags that it knows, and no bit besides.
+        _ = not value & ~int(allowed) or self._failed(rule, spec, f"within {allowed:#x}")
         return value
 
     def equals(self, expected: T, rule: str, spec: str) -> T:

@@ -234,7 +234,7 @@ class VsockDriver(VirtioDriver):
 
     def _requested(self, listener: Socket, header: Header, kind: int) -> None:
         """The host connects; as many as nobody has accepted yet are kept waiting, and no more."""
-        full = len(listener.pending) >= BACKLOG or len(self._sockets) >= _SOCKETS
+        full = len(listener.pending) >= BACKLOG or self._full
         if kind != listener.kind or (self.checks.enforcing and full):
             self._reply(header, VsockOp.RST)
             return
@@ -284,6 +284,10 @@ class VsockDriver(VirtioDriver):
 
     # What users of sockets call.
 
+    @property
+    def _full(self) -> bool:
+        return sum(socket.memory.live for socket in self._sockets.values()) >= _SOCKETS
+
     def _make(self, local: int, remote: int, kind: VsockType, state: SocketState) -> Socket:
         memory = self.machine.heap.alloc(64, "socket", zero=True)
         socket = Socket(self.checks, local, remote, kind, state, memory)
@@ -306,7 +310,7 @@ class VsockDriver(VirtioDriver):
         """
         if kind is VsockType.SEQPACKET and not self.has(VsockFeature.SEQPACKET):
             raise Refused("the device has no seqpacket sockets")
-        if len(self._sockets) >= _SOCKETS:
+        if self._full:
             raise Refused("too many sockets")
         self._next_port += 1
         socket = self._make(self._next_port, port, kind, SocketState.CONNECTING)
