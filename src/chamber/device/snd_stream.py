@@ -96,9 +96,10 @@ class WavSink(Sound):
         """Start the file."""
         self.end()
         try:
-            self._file = wave.open(str(self._path), "wb")  # noqa: SIM115 - closed by `end`
+            self._raw = self._path.open("wb")
         except OSError as error:
             raise SoundError(f"{self._path}: {error.strerror}") from None
+        self._file = wave.open(self._raw, "wb")  # noqa: SIM115 - closed by `end`
         self._left = self._limit
         self._file.setnchannels(params.channels)
         self._file.setsampwidth(WIDTHS[PcmFormat(params.format)])
@@ -115,6 +116,7 @@ class WavSink(Sound):
         """Finish the file."""
         if self._file is not None:
             self._file.close()
+            self._raw.close()
             self._file = None
 
 
