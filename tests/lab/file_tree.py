@@ -19,7 +19,7 @@ HOLE: Final = 32 << 20
 _LARGE: Final = 20 << 20
 
 
-def make_tree(root: Path, *, xattrs: bool, seed: int = 9) -> None:
+def make_tree(root: Path, *, xattrs: bool, files: int = FILES, seed: int = 9) -> None:
     """Make some thousands of small files in nested directories; then permissions, links, attributes, holes."""
     dice = random.Random(seed)
     folders = [root]
@@ -29,7 +29,7 @@ def make_tree(root: Path, *, xattrs: bool, seed: int = 9) -> None:
         folder.mkdir()
         folders.append(folder)
     plain = []
-    for i in range(FILES):
+    for i in range(files):
         file = dice.choice(folders) / f"f{i} {'é' * (i % 40)}"
         file.write_bytes(dice.randbytes(dice.choice((0, 1, 100, 4095, 4096, 4097, 20_000))))
         file.chmod(dice.choice((0o644, 0o600, 0o755, 0o400, 0o000, 0o1777)))
