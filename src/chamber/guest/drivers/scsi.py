@@ -376,6 +376,7 @@ class ScsiDriver(VirtioDriver):
     def _remove(self, address: Address, disk: ScsiDisk) -> None:
         if self.disks.get(address) is disk:
             del self.disks[address]
+        disk.gone = True  # for those who hold it still
         self.machine.heap.free(disk.memory)
         if self.checks.enforcing and self._table is not None:
             # Left out, the table goes on pointing to what was freed: harmless until an event names the disk again.
