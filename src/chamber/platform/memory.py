@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, Final
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 __all__ = ("PAGE", "GuestMemory", "HostView")
 
 PAGE: Final = 4096
+_MAP_FIXED: Final = 0x10
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 
 
 class GuestMemory:
@@ -40,6 +48,7 @@ class GuestMemory:
         self.faults: list[DmaFault] = []
         self.watch: Callable[[int, int], None] | None = None
         self._device_memory: tuple[int, memoryview] | None = None
+        self._in_files: list[tuple[int, int]] = []
         fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
         try:
             os.truncate(fd, size)
@@ -82,7 +91,14 @@ class GuestMemory:
         self._set(address, length, 1)
 
     def unshare(self, address: int, length: int) -> None:
-        """Take pages back."""
+        """Take pages back.
+
+        Raises:
+            ValueError: whoever has the file of `move_to_file` would keep them.
+
+        """
+        if any(start < address + length and address < end for start, end in self._in_files):
+            raise ValueError("pages that were moved to a file stay shared")
         self._set(address, length, 0)
 
     def _set(self, address: int, length: int, owner: int) -> None:
@@ -107,6 +123,34 @@ class GuestMemory:
                 ranges.append((start * PAGE, (page - start) * PAGE))
                 start = None
         return ranges
+
+    def move_to_file(self, address: int, length: int) -> int:
+        """Move shared pages to a file of their own; return its descriptor, which is the caller's to close.
+
+        A host in another process is given memory by the file, and has all of the file then, whatever it was told to
+        map: nothing private may be in it. Nor can it cut the file short, which would end the guest at its next access.
+        Pages that are moved again are lost to whoever has the file from before.
+
+        Raises:
+            ValueError: not all of the pages are shared.
+            OSError: no memory for it.
+
+        """
+        if address % PAGE or length % PAGE or not self.is_shared(address, length):
+            raise ValueError("whole shared pages are moved")
+        fd = os.memfd_create("shared-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.truncate(fd, length)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            os.pwrite(fd, self._map[address:address + length], 0)
+            at = ctypes.addressof(ctypes.c_char.from_buffer(self._map, address))
+            if _libc.mmap(at, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != at:
+                raise OSError(ctypes.get_errno(), "pages can't be moved to a file")
+        except BaseException:
+            os.close(fd)
+            raise
+        self._in_files.append((address, address + length))
+        return fd
 
     def read(self, address: int, length: int) -> bytes:
         """Read as the guest's processor does; where nothing answers, all bits are one."""
