@@ -31,6 +31,7 @@ from chamber.wire.vhost_user import (
 from chamber.wire.virtio import Feature, bit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from chamber.device.base import Device
@@ -45,13 +46,13 @@ PROTOCOL = bit(ProtocolFeature.MQ, ProtocolFeature.REPLY_ACK, ProtocolFeature.BA
 class Served:
     """A device behind a back end that runs in a thread of its own, until the block ends."""
 
-    def __init__(self, device: Device, path: Path) -> None:
+    def __init__(self, device: Device, path: Path, observer: Callable[[bytes], None] | None = None) -> None:
         self.device = device
         self.path = path
         self.error: BaseException | None = None
         self._stop = False
         self._loop = EventLoop()
-        self.backend = Backend(path, lambda: device, self._loop, inband=True)
+        self.backend = Backend(path, lambda: device, self._loop, observer=observer, inband=True)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:

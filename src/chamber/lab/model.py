@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,13 +25,15 @@ from chamber.platform.scheduler import BudgetExhausted
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
     from chamber.device.capture import CaptureFile
     from chamber.guest.driver import VirtioDriver
+    from chamber.guest.profile import Profile
     from chamber.lab.observation import Scenario
+    from chamber.platform.transport import Transport
 
 __all__ = ("ModelTarget",)
 
@@ -45,6 +48,8 @@ _NULL: Final = "null pointer"
 
 class ModelTarget:
     """Runs scenarios on Chamber's own guest, each on a fresh one.
+
+    A subclass may join guest and device in a way of its own, such as over a socket.
 
     Args:
         capture: where to write down what crosses the boundary, on the guest's clock.
@@ -61,10 +66,19 @@ class ModelTarget:
         """What the report says about this target."""
         return {"kind": self.kind, "profiles": list(self.profiles)}
 
+    def make_machine(self, profile: Profile, seed: int) -> GuestMachine:
+        """A fresh guest."""
+        return GuestMachine(profile, seed)
+
+    @contextmanager
+    def joined(self, machine: GuestMachine, device: Device) -> Iterator[Transport]:
+        """Join a guest to a device, for as long as the block lasts."""
+        yield ModelTransport(machine, device)
+
     def run(self, scenario: Scenario) -> Observation:
         """Run a scenario to its end, whatever guest and attack do."""
         begin = time.perf_counter()
-        run = _Run(scenario, self._capture)
+        run = _Run(scenario, self._capture, self)
         try:
             run.attack()
             if scenario.attack is not None:
@@ -81,10 +95,11 @@ class ModelTarget:
 class _Run:
     """One scenario."""
 
-    def __init__(self, scenario: Scenario, capture: CaptureFile | None) -> None:
+    def __init__(self, scenario: Scenario, capture: CaptureFile | None, target: ModelTarget) -> None:
         self.observation = Observation()
+        self._target = target
         self._scenario = scenario
-        self._machine = GuestMachine(PROFILES[scenario.profile or "hardened"], scenario.seed)
+        self._machine = target.make_machine(PROFILES[scenario.profile or "hardened"], scenario.seed)
         self._halted = False
         self._seen: set[str] = set()
         self._device: Device | None = None
@@ -148,14 +163,15 @@ class _Run:
         machine.memory.watch = None if attack is None else attack.guest_read
         seen_by_device = _Watch(machine)
         machine.memory.host.observer = seen_by_device.saw
-        driver = DRIVERS[scenario.device](machine, ModelTransport(machine, device))
-        served = self._step("probe", driver.probe, prefix)
-        if served:
-            for name in scenario.stimuli:
-                served = self._stimulus(name, driver, device, prefix) and served
-        if not self._halted and "shutdown" not in scenario.stimuli:
-            served = self._step("remove", driver.remove, prefix) and served
-        self._step("wait", lambda: machine.settle(_AFTER_SECONDS), prefix)
+        with self._target.joined(machine, device) as transport:
+            driver = DRIVERS[scenario.device](machine, transport)
+            served = self._step("probe", driver.probe, prefix)
+            if served:
+                for name in scenario.stimuli:
+                    served = self._stimulus(name, driver, device, prefix) and served
+            if not self._halted and "shutdown" not in scenario.stimuli:
+                served = self._step("remove", driver.remove, prefix) and served
+            self._step("wait", lambda: machine.settle(_AFTER_SECONDS), prefix)
         machine.heap.check_all()
         self._judge(driver, attack, seen_by_device, prefix)
         observation.completed = not self._halted

@@ -1,0 +1,37 @@
+"""The model guest with a real socket, real shared memory and a thread between itself and its device."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from chamber.lab.backend import BackendTransport, RealTimeMachine
+from chamber.lab.model import ModelTarget
+from chamber.link.frontend import Frontend
+from tests.link.frontend import Served
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from chamber.device.base import Device
+    from chamber.guest.machine import GuestMachine
+    from chamber.guest.profile import Profile
+    from chamber.platform.transport import Transport
+
+
+class SocketTarget(ModelTarget):
+    """Runs scenarios as the target ``model`` does, over vhost-user."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_machine(self, profile: Profile, seed: int) -> GuestMachine:
+        return RealTimeMachine(profile, seed)
+
+    @contextmanager
+    def joined(self, machine: GuestMachine, device: Device) -> Iterator[Transport]:
+        assert isinstance(machine, RealTimeMachine)
+        with Served(device, self._path, machine.memory.host.observer), Frontend.connect(self._path) as frontend:
+            yield BackendTransport(machine, frontend, device.type)
