@@ -48,7 +48,9 @@ def _disk(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) ->
             raise Silence(f"the disk {unit[0]}:{unit[1]} did not {'appear' if there else 'disappear'}")
         time.sleep(0.002)
     if there:
-        kernel.wait_for("the disk's file", Path("/dev") / name)
+        # Its folder is the first of it, its file not always the last.
+        for path in (Path("/dev") / name, Path("/sys/block") / name / "size"):
+            kernel.wait_for(f"the disk's {path}", path)
     return name
 
 
