@@ -1,15 +1,17 @@
-"""A stock guest's network through a tap device: ping, and TCP both ways, in a network namespace of the test's own."""
+"""The stock guest's network driver against the host's own network stack, through a tap device in a namespace."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -19,6 +21,7 @@ from chamber.lab.uml_kernel import find_kernel
 from chamber.lab.uml_program import connect, disconnect, run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
+from tests.lab import tap_peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,117 +31,124 @@ try:
 except TargetError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-MISSING = [program for program in ("ip", "ping") if shutil.which(program) is None]
-pytestmark = [pytest.mark.uml,
-              pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root"),
-              pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun"),
-              pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")]
 
-HOST, GUEST = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737)
-PORT = 7000
-MEGABYTES = 8
-
-# Sends random bytes and receives the peer's, at the same time; says the checksums of both.
-PEER = f"""
-import hashlib, os, socket, sys, threading
-role, size = sys.argv[1], {MEGABYTES} << 20
-if role == "listen":
-    server = socket.create_server(("{HOST}", {PORT}))
-    print("ready", flush=True)
-    line, _ = server.accept()
-else:
-    line = socket.create_connection(("{HOST}", {PORT}), 20)
-line.settimeout(60)
-data, came = os.urandom(size), hashlib.sha256()
-sender = threading.Thread(target=lambda: (line.sendall(data), line.shutdown(socket.SHUT_WR)))
-sender.start()
-total = 0
-while part := line.recv(1 << 16):
-    came.update(part)
-    total += len(part)
-sender.join()
-print(total, hashlib.sha256(data).hexdigest(), came.hexdigest())
-"""
+def _can_make_namespaces() -> bool:
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists() or shutil.which("ip") is None:
+        return False
+    return not subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode
 
 
-def _host(*arguments: str) -> str:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout}{done.stderr}"
-    return done.stdout
+pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(), reason="it takes root, iproute2 and tun")]
+
+TAP: Final = "chamber0"
+GUEST: Final = "10.98.0.2"
+HOST: Final = "10.98.0.1"
+SIZE: Final = 6 << 20
+PEER: Final = str(Path(tap_peer.__file__))
+_END_SECONDS: Final = 20
 
 
-def _guest(guest: UmlGuest, *arguments: str) -> str:
-    result = run_program(guest, *arguments, seconds=90)
-    assert result.status == 0, f"{' '.join(arguments)}: {result.output}"
-    return result.output
+class Wire:
+    """A guest, its network device in a process of its own, and the namespace where that process has its tap device.
+
+    The namespace has no name: it is the device process's own, and goes with it.
+    """
+
+    def __init__(self, guest: UmlGuest, server: int) -> None:
+        self.guest = guest
+        self.server = server
+        self.namespace = os.readlink(f"/proc/{server}/ns/net")
+
+    def inside(self, *command: str) -> list[str]:
+        """Have a command of the host run in the namespace."""
+        return ["nsenter", f"--net=/proc/{self.server}/ns/net", *command]
+
+    def on_host(self, *command: str) -> str:
+        result = subprocess.run(self.inside(*command), capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+        return result.stdout
+
+    def on_guest(self, *command: str) -> str:
+        result = run_program(self.guest, *command, seconds=90)
+        assert result.status == 0, f"{' '.join(command)}: {result.output}"
+        return result.output
+
+    def open(self) -> None:
+        """Connect the device, and give both ends their addresses. The stock kernel has no IPv6."""
+        virtio = connect(self.guest, DeviceType.NET)
+        name = self.on_guest("ls", f"/sys/bus/virtio/devices/{virtio}/net").strip()
+        for run, device, address in ((self.on_guest, name, GUEST), (self.on_host, TAP, HOST)):
+            run("ip", "address", "add", f"{address}/24", "dev", device)
+            run("ip", "link", "set", device, "up")
 
 
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"chamber-test-{os.getpid()}"
-    _host("ip", "netns", "add", name)
-    try:
-        for words in (("tuntap", "add", "tap0", "mode", "tap"), ("addr", "add", f"{HOST}/24", "dev", "tap0"),
-                      ("link", "set", "tap0", "up"), ("link", "set", "lo", "up")):
-            _host("ip", "-n", name, *words)
-        yield name
-    finally:
-        _host("ip", "netns", "delete", name)
+@contextlib.contextmanager
+def _serving(path: Path, ring: str) -> Iterator[int]:
+    """Serve a network device from a namespace of its own; give the process's id."""
+    command = ("unshare", "--net", "--", sys.executable, "-m", "chamber", "serve", "net", "--socket", str(path),
+               "--tap", TAP, "--ring", ring)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "serving net" in process.stderr.readline()
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_END_SECONDS)
+            finally:
+                process.kill()
+    assert process.returncode == 0
 
 
-def _ended(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+def _members(namespace: str) -> list[str]:
+    """Ids of the processes in a network namespace."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry) == namespace:
+                found.append(entry.parts[2])
+    return found
 
 
-@pytest.fixture
-def guest(namespace: str, tmp_path: Path) -> Iterator[UmlGuest]:
-    """A guest whose network card is the tap device of the namespace."""
+@pytest.fixture(params=["split", "packed"])
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Wire]:
     path = tmp_path / "net"
-    with ExitStack() as stack:
-        served = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, "-m", "chamber", "serve", "net", "--tap", "tap0",
-             "--socket", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        stack.callback(_ended, served)
-        while not path.is_socket():
-            assert served.poll() is None, served.communicate()
-            time.sleep(0.05)
-        loop = stack.enter_context(EventLoop())
-        made = UmlGuest(KERNEL, loop, {}, sockets={DeviceType.NET: path})
-        stack.callback(made.close)
-        name = connect(made, DeviceType.NET)
-        link = _guest(made, "ls", f"/sys/bus/virtio/devices/{name}/net").strip()
-        _guest(made, "ip", "addr", "add", f"{GUEST}/24", "dev", link)
-        _guest(made, "ip", "link", "set", link, "up")
-        yield made
-        disconnect(made, DeviceType.NET)
+    loop = EventLoop()
+    with contextlib.closing(loop), _serving(path, request.param) as server, contextlib.closing(
+            UmlGuest(KERNEL, loop, {}, sockets={DeviceType.NET: path})) as guest:
+        wire = Wire(guest, server)
+        assert wire.namespace != os.readlink("/proc/self/ns/net")
+        wire.open()
+        yield wire
+        disconnect(guest, DeviceType.NET)
+    assert _members(wire.namespace) == []
+    assert not Path(f"/sys/class/net/{TAP}").exists()
 
 
-def test_ping_both_ways(guest: UmlGuest, namespace: str) -> None:
-    assert ", 0% packet loss" in _guest(guest, "ping", "-c", "5", "-i", "0.05", "-W", "5", HOST)
-    # The guest answers while a program of its own runs.
-    process = subprocess.Popen(["ip", "netns", "exec", namespace, "ping", "-c", "5", "-i", "0.1", "-s", "1400", GUEST],
-                               stdout=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        _guest(guest, "sleep", "0.2")
-    assert process.stdout is not None
-    assert ", 0% packet loss" in process.stdout.read()
-    process.stdout.close()
+def test_echoes_and_checksummed_transfers(wire: Wire) -> None:
+    for run, peer in ((wire.on_guest, HOST), (wire.on_host, GUEST)):
+        for size in ("0", "56", "1400", "4000"):  # the last one in fragments
+            output = run("ping", "-c", "3", "-i", "0.05", "-W", "5", "-s", size, peer)
+            assert " 3 received, 0% packet loss" in output, output
+    _transfer(wire, guest="connect", host="listen", address=HOST)
+    _transfer(wire, guest="listen", host="connect", address=GUEST)
+    for run in (wire.on_guest, wire.on_host):
+        # A checksum that was wrong, or left to somebody who did not make it, would be counted here.
+        names, values = (line.split()[1:] for line in run("cat", "/proc/net/snmp").splitlines() if line[:4] == "Tcp:")
+        assert dict(zip(names, values, strict=True))["InCsumErrors"] == "0"
 
 
-def test_a_transfer_both_ways_arrives_as_it_was_sent(guest: UmlGuest, namespace: str) -> None:
-    peer = subprocess.Popen(["ip", "netns", "exec", namespace, sys.executable, "-c", PEER, "listen"],
-                            stdout=subprocess.PIPE, text=True)
-    try:
-        assert peer.stdout is not None
-        assert peer.stdout.readline() == "ready\n"
-        inside = _guest(guest, os.path.realpath(sys.executable), "-S", "-s", "-c", PEER, "connect").split()
-        outside = peer.stdout.readline().split()
-        assert int(inside[0]) == int(outside[0]) == MEGABYTES << 20
-        assert inside[1] == outside[2]
-        assert inside[2] == outside[1]
-    finally:
-        _ended(peer)
+def _transfer(wire: Wire, *, guest: str, host: str, address: str) -> None:
+    """Send some megabytes both ways at once, and compare what arrived with what was sent."""
+    arguments = {end: (sys.executable, PEER, role, address, seed, str(SIZE))
+                 for end, role, seed in (("guest", guest, "1"), ("host", host, "2"))}
+    with subprocess.Popen(wire.inside(*arguments["host"]), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = {"guest": wire.on_guest(*arguments["guest"])}
+            said["host"], _ = process.communicate(timeout=_END_SECONDS)
+        finally:
+            process.kill()
+    for end, seed in (("guest", 2), ("host", 1)):
+        right = hashlib.sha256(tap_peer.content(seed, SIZE)).hexdigest()
+        assert json.loads(said[end]) == {"bytes": SIZE, "sha256": right}, end
