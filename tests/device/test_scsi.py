@@ -661,3 +661,38 @@ def test_any_command_is_answered(cdb: bytes, opcode: int, out: bytes, room: int,
     assert len(answer.data) <= room
     assert answer.residual <= room + len(out)
     assert (answer.status is Status.CHECK_CONDITION) == (answer.sense is not None)
+
+
+LUNS = st.one_of(st.sampled_from([A.pack(), B.pack(), C.pack(), REPORT_LUNS_UNIT]), st.binary(min_size=8, max_size=8))
+
+# Mostly zeros, so that many of the numbers are blocks that there are.
+CDBS = st.one_of(st.binary(min_size=32, max_size=32),
+                 st.lists(st.sampled_from([0, 0, 0, 0, 0, 1, 8]), min_size=32, max_size=32).map(bytes))
+
+
+@given(st.lists(st.tuples(LUNS, CDBS, st.sampled_from([None, *FORMATS]),
+                          st.binary(max_size=1100), st.integers(0, 5000)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_any_commands_to_any_unit_leave_the_disks_what_they_are(commands: list[tuple[
+        bytes, bytes, tuple[int, int | None] | None, bytes, int]]) -> None:
+    guest = Guest(ScsiDevice(units()), memory=1 << 18)
+    for lun, cdb, form, out, room in commands:
+        start = cdb[:1] if form is None else bytes((form[0],))
+        answer = guest.command(start + cdb[len(start):], room, out, lun)
+        assert len(answer.data) <= room
+        assert (answer.status is Status.CHECK_CONDITION) == (answer.sense is not None)
+    for address, unit in guest.device.units.items():
+        assert len(content(guest, address)) == SIZE
+        assert len(unit.attentions) <= 8
+    assert content(guest, C) == unit_pattern(C, SIZE)  # which can't be written
+
+
+@given(st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 40)), max_size=10))
+@settings(max_examples=60, deadline=None)
+def test_any_control_request_is_answered_or_given_back(requests: list[tuple[bytes, int]]) -> None:
+    guest = Guest(ScsiDevice(units()), memory=1 << 18)
+    for raw, room in requests:
+        if raw or room:
+            answer = guest.driver.request(CONTROL_QUEUE, [raw] if raw else [], [room] if room else [])
+            assert len(answer) in {0, 1, AN_ANSWER.size}
+    assert guest.manage(TaskFunction.QUERY_TASK) == Response.OK

@@ -112,6 +112,8 @@ _LISTS: Final = tuple(
     on(f"luns-{name}", surface, aim, summary, lambda cdb: cdb[0] == Opcode.REPORT_LUNS, change)
     for name, surface, aim, summary, change in (
         ("length-max", _LEN, Aim.MEMORY, "lists one LUN and says that there are 2**29", with_luns(b"", length=WILD)),
+        ("length-large", _LEN, Aim.MEMORY, "lists one LUN and says that there are 2**23",
+         with_luns(b"", length=1 << 26)),
         ("length-odd", _LEN, Aim.MEMORY, "lists a LUN and part of another", with_luns(b"", b"\0\1", length=13)),
         ("length-zero", _LEN, Aim.DENIAL, "lists no LUN", with_luns()),
         ("length-beyond", _LEN, Aim.LEAK, "lists one LUN and says that there are 8", with_luns(b"", length=64)),
