@@ -16,6 +16,7 @@ setup: $(VENV)/.ready
 
 setup-test: setup
 	@scripts/debian-packages $(TEST_PACKAGES)
+	@scripts/debian-guest
 
 $(VENV)/.ready: pyproject.toml
 	@scripts/debian-packages python3-venv

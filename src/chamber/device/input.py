@@ -39,6 +39,8 @@ _E: Final = EventType
 _SYN: Final = InputEvent(_E.SYN, 0, 0)
 _STATUS_TYPES: Final = (_E.LED, _E.SND, _E.REP)
 _STATES: Final = 1024
+_BACKLOG: Final = 256
+"""Events that wait for buffers."""
 _SIZE_AT: Final = CONFIG["size"].offset
 _U_AT: Final = CONFIG["u"].offset
 
@@ -108,7 +110,7 @@ class InputDevice(Device):
 
     Attributes:
         states: value by type and code that the driver set last: lamps, bells, repetition.
-        dropped: sequences that the driver had no room for.
+        dropped: sequences that the driver was too slow for.
 
     """
 
@@ -119,8 +121,7 @@ class InputDevice(Device):
         self.abilities = abilities
         self.states: dict[tuple[int, int], int] = {}
         self.dropped = 0
-        self._free: deque[Chain] = deque()
-        self._next: tuple[InputEvent, ...] = ()
+        self._waiting: deque[InputEvent] = deque()
         super().__init__(features=features or 0, config=CONFIG.pack(**(config or {})), queues=2, queue_size=queue_size,
                          hooks=hooks)
 
@@ -165,15 +166,19 @@ class InputDevice(Device):
             self.send(sequence)
 
     def send(self, sequence: Iterable[InputEvent]) -> bool:
-        """Send a sequence, or nothing of it where the driver has too few buffers (5.8.6.2); return whether it went."""
-        self._next = tuple(sequence)
-        self.pump(self.queues[EVENT_QUEUE])
-        sent = not self._next
-        if not sent:
+        """Send a sequence as the driver has buffers for it; return False where too many events wait already.
+
+        A sequence is sent whole or not at all (5.8.6.2), also where a queue is shorter than it.
+        """
+        events = tuple(sequence)
+        queue = self.queues[EVENT_QUEUE]
+        if not queue.started or len(self._waiting) + len(events) > _BACKLOG:
             self.dropped += 1
-            self.log(f"a sequence of {len(self._next)} events is dropped: {len(self._free)} buffers")
-            self._next = ()
-        return sent
+            self.log(f"a sequence of {len(events)} events is dropped: {len(self._waiting)} wait")
+            return False
+        self._waiting.extend(events)
+        self.pump(queue)
+        return True
 
     def play(self, recording: Iterable[tuple[float, InputEvent]]) -> None:
         """Send a recording, each sequence when its last event is due."""
@@ -191,22 +196,19 @@ class InputDevice(Device):
         """Serve the status queue; the other one waits for events."""
         if queue.index == STATUS_QUEUE:
             return super().available(queue)
-        while len(self._free) < len(self._next):
+        while self._waiting:
             chain = self.take_buffer(queue, EVENT.size)
             if chain is None:
-                return False
-            self._free.append(chain)
-        for event in self._next:
-            chain = self._free.popleft()
+                break
+            event = self._waiting.popleft()
             self.complete(queue, chain, self.respond(queue, chain, event.build()))
             self.log(f"event type {event.type}, code {event.code}, value {event.value}")
-        self._next = ()
         return False
 
     def queue_stopped(self, queue: DeviceQueue) -> None:
-        """Forget its buffers."""
+        """Forget what waits."""
         if queue.index == EVENT_QUEUE:
-            self._free.clear()
+            self._waiting.clear()
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Take an event for a lamp."""
