@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,9 @@ try:
 except TargetError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-pytestmark = [pytest.mark.uml, pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")]
+pytestmark = [pytest.mark.uml, pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root"),
+              pytest.mark.skipif(None in map(shutil.which, ("mkfs.ext4", "debugfs", "fio")),
+                                 reason="it takes e2fsprogs and fio")]
 
 SIZE: Final = 64 << 20
 FILES: Final = 400

@@ -33,12 +33,12 @@ except TargetError as error:
 
 
 def _can_make_namespaces() -> bool:
-    if os.geteuid() != 0 or not Path("/dev/net/tun").exists() or shutil.which("ip") is None:
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists() or None in map(shutil.which, ("ip", "ping")):
         return False
     return not subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode
 
 
-pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(), reason="it takes root, iproute2 and tun")]
+pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(), reason="it takes root, tun, iproute2 and iputils-ping")]
 
 TAP: Final = "chamber0"
 GUEST: Final = "10.98.0.2"
