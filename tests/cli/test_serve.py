@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     (["fs", "--directory", "/no/such/folder"], "'/no/such/folder' does not exist"),
     (["fs", "--tag", "x" * 40], "a tag has 1 to 36 bytes"),
     (["9p", "--tap", "tap0"], "--tap is no option of 9p"),
+    (["input", "--events", "/no/such/file"], "/no/such/file: No such file"),
+    (["input", "--events", "/etc/hostname"], "a line is seconds, type, code and value"),
+    (["snd", "--record", "/no/such/file"], "/no/such/file: "),
+    (["snd", "--record", "/etc/hostname"], "/etc/hostname: "),
     (["vsock", "--cid", "2"], "2 is not in the range"),
     (["vsock", "--unix", "/no/such/folder/s"], "No such file"),
     (["blk", "--ring", "round"], "'round' is not one of"),
@@ -82,6 +86,16 @@ def test_options_reach_the_device(tmp_path: Path) -> None:
     assert net.read_config(0, 6) == bytes(range(6))
     assert net.read_config(8, 2) == b"\x04\0"
     net.close()
+
+
+def test_what_to_type_and_to_play(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("0 key 30 1\n0 syn 0 0\n")
+    typed = make_served(DeviceType.INPUT, None, {"events": script})
+    assert len(typed._recording) == 2  # type: ignore[attr-defined]
+    sound = make_served(DeviceType.SND, None, {"play": tmp_path / "out.wav"})
+    assert len(sound.streams) == 2  # type: ignore[attr-defined]
+    sound.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -77,6 +77,10 @@ def _help(option: str, text: str) -> str:
 @click.option("--cid", type=click.IntRange(3, (1 << 32) - 2), help=_help("cid", "the guest's context ID."))
 @click.option("--unix", type=click.Path(path_type=Path),
               help=_help("unix", "Unix sockets of the host: port P of the host is PATH_P, PATH leads to the guest."))
+@click.option("--events", type=click.Path(path_type=Path),
+              help=_help("events", "what to type: recorded from an evdev node, or lines of SECONDS TYPE CODE VALUE."))
+@click.option("--play", type=click.Path(path_type=Path), help=_help("play", "WAV file for what the guest plays."))
+@click.option("--record", type=click.Path(path_type=Path), help=_help("record", "WAV file that the guest records."))
 @click.option("--queues", type=click.IntRange(1, 64), help=_help("queues", "request queues, or pairs of them."))
 def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None, inband: bool,
           ring: str, **options: Any) -> None:  # noqa: ANN401 - click's

@@ -11,8 +11,11 @@ from chamber.device.catalogue import make_device
 from chamber.device.disk import FileDisk, MemoryDisk
 from chamber.device.pmem import FileMedium
 from chamber.device.scsi_lun import LogicalUnit
+from chamber.device.snd_stream import Sound, SoundError, Stream, WavSink, WavSource
 from chamber.device.tap import TapBackend
 from chamber.device.vsock_socket import UnixHost
+from chamber.wire.errors import WireError
+from chamber.wire.input import parse_recording, parse_script
 from chamber.wire.scsi import Address
 from chamber.wire.virtio import DeviceType
 
@@ -89,6 +92,28 @@ def _pmem(options: Options) -> dict[str, Any]:
     return {"medium": FileMedium(options["file"])} if "file" in options else {}
 
 
+def _input(options: Options) -> dict[str, Any]:
+    """Events of evdev's own records, or of lines: the former hold a byte that no text does."""
+    if "events" not in options:
+        return {}
+    data = options["events"].read_bytes()
+    try:
+        return {"recording": list(parse_recording(data) if b"\0" in data else parse_script(data.decode()))}
+    except (WireError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{options['events']}: {error}") from None
+
+
+def _snd(options: Options) -> dict[str, Any]:
+    if not options.keys() & {"play", "record"}:
+        return {}
+    try:
+        source = WavSource(options["record"]) if "record" in options else Sound()
+    except SoundError as error:
+        raise click.UsageError(str(error)) from None
+    sink = WavSink(options["play"]) if "play" in options else Sound()
+    return {"streams": [Stream.output(sink), Stream.input(source)]}
+
+
 def _crypto(options: Options) -> dict[str, Any]:
     return _given(options, data_queues="queues")
 
@@ -102,6 +127,8 @@ _MAKERS: Final[dict[DeviceType, tuple[frozenset[str], Callable[[Options], dict[s
     DeviceType.VSOCK: (frozenset({"cid", "unix"}), _vsock),
     DeviceType.PMEM: (frozenset({"file"}), _pmem),
     DeviceType.CRYPTO: (frozenset({"queues"}), _crypto),
+    DeviceType.INPUT: (frozenset({"events"}), _input),
+    DeviceType.SND: (frozenset({"play", "record"}), _snd),
 }
 
 OPTIONS: Final = {kind: options for kind, (options, _) in _MAKERS.items()}

@@ -27,7 +27,7 @@ from chamber.wire.input import (
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from chamber.device.chain import Chain
     from chamber.device.hooks import Hooks
@@ -103,6 +103,7 @@ class InputDevice(Device):
 
     Args:
         abilities: what it is.
+        recording: seconds and event, played once the driver is ready.
         config: fields of configuration space to set otherwise, by name.
         features: feature bits to offer; the device type has none.
         queue_size: descriptors per queue.
@@ -116,9 +117,11 @@ class InputDevice(Device):
 
     type: ClassVar[DeviceType] = DeviceType.INPUT
 
-    def __init__(self, abilities: Abilities = EVERYTHING, *, config: Mapping[str, int | bytes] | None = None,
-                 features: int | None = None, queue_size: int = 64, hooks: Hooks | None = None) -> None:
+    def __init__(self, abilities: Abilities = EVERYTHING, *, recording: Sequence[tuple[float, InputEvent]] = (),
+                 config: Mapping[str, int | bytes] | None = None, features: int | None = None, queue_size: int = 64,
+                 hooks: Hooks | None = None) -> None:
         self.abilities = abilities
+        self._recording = tuple(recording)
         self.states: dict[tuple[int, int], int] = {}
         self.dropped = 0
         self._waiting: deque[InputEvent] = deque()
@@ -179,6 +182,10 @@ class InputDevice(Device):
         self._waiting.extend(events)
         self.pump(queue)
         return True
+
+    def driver_ready(self) -> None:
+        """Play the recording."""
+        self.play(self._recording)
 
     def play(self, recording: Iterable[tuple[float, InputEvent]]) -> None:
         """Send a recording, each sequence when its last event is due."""

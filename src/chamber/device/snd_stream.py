@@ -129,7 +129,7 @@ class WavSource(Sound):
                 found = file.getparams()
                 self._frames = file.readframes(found.nframes)
         except (OSError, EOFError, wave.Error) as error:
-            raise SoundError(f"{path}: {error}") from None
+            raise SoundError(f"{path}: {str(error) or 'it ends too soon'}") from None
         if found.sampwidth not in _BY_WIDTH or found.framerate not in RATES:
             raise SoundError(f"{path}: {8 * found.sampwidth} bits at {found.framerate} Hz")
         self._kind = (found.nchannels, _BY_WIDTH[found.sampwidth], RATES.index(found.framerate))
