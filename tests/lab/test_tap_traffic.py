@@ -38,7 +38,8 @@ def _can_make_namespaces() -> bool:
     return not subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode
 
 
-pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(), reason="it takes root, tun, iproute2 and iputils-ping")]
+pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(),
+                                                  reason="it takes root, tun, iproute2 and iputils-ping")]
 
 TAP: Final = "chamber0"
 GUEST: Final = "10.98.0.2"
