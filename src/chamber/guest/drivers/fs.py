@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chamber.guest.driver import TRANSPORT_FEATURES, Refused, VirtioDriver
+from chamber.guest.driver import REQUEST_SECONDS, TRANSPORT_FEATURES, Refused, VirtioDriver
 from chamber.wire import fuse
 from chamber.wire.errors import WireError
 from chamber.wire.fs import CONFIG, HIPRIO_QUEUE, REQUEST_QUEUE, TAG_SIZE
@@ -161,10 +161,13 @@ class FsDriver(VirtioDriver):
 
     def _tell(self, body: bytes, operation: Opcode, nodeid: int) -> None:
         """Queue what is never answered."""
+        queue = self.queue(HIPRIO_QUEUE)
+        if not queue.free:
+            self.kick(queue)
+            self.machine.wait(lambda: queue.free > 0 or queue.broken is not None, REQUEST_SECONDS)
         self._unique += 2
         request = self.machine.heap.alloc(fuse.IN_HEADER.size + len(body), "FUSE notice")
         request.write(InHeader(request.size, operation, self._unique, nodeid).build() + body)
-        queue = self.queue(HIPRIO_QUEUE)
         self._forgets.append(self.lend(queue, [request], []))
 
     def used(self, queue: object) -> None:
@@ -207,7 +210,7 @@ class FsDriver(VirtioDriver):
         self.nodes = {}
         self._ask(Opcode.DESTROY, 0)
 
-    # Names.
+    # Names. Like Linux, the guest looks up what it removes or moves: virtiofsd knows no other names (EIO).
 
     def _accept(self, entry: Entry) -> FsNode:
         """Take a file that the server names."""
@@ -271,17 +274,20 @@ class FsDriver(VirtioDriver):
 
     def rename(self, path: str, new: str) -> None:
         """Move a file."""
+        self.lookup(path)
         source, old = self._parent(path)
         target, name = self._parent(new)
         self._ask(Opcode.RENAME, source.nodeid, fuse.RENAME.pack(target.nodeid) + old + name)
 
     def unlink(self, path: str) -> None:
         """Remove a file's name."""
+        self.lookup(path)
         parent, name = self._parent(path)
         self._ask(Opcode.UNLINK, parent.nodeid, name)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
+        self.lookup(path)
         parent, name = self._parent(path)
         self._ask(Opcode.RMDIR, parent.nodeid, name)
 
