@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from chamber.platform.transport import Transport
 
 
+class Hasty(RealTimeMachine):
+    """A guest that gives its devices a moment where another would wait and see."""
+
+    def settle(self, seconds: float) -> None:
+        super().settle(min(seconds, 0.1))
+
+
 class SocketTarget(ModelTarget):
     """Runs scenarios as the target ``model`` does, over vhost-user."""
 
@@ -28,10 +35,12 @@ class SocketTarget(ModelTarget):
         self._path = path
 
     def make_machine(self, profile: Profile, seed: int) -> GuestMachine:
-        return RealTimeMachine(profile, seed)
+        return Hasty(profile, seed)
 
     @contextmanager
     def joined(self, machine: GuestMachine, device: Device) -> Iterator[Transport]:
         assert isinstance(machine, RealTimeMachine)
+        if device.device_memory is not None:
+            machine.memory.show_device_memory(*device.device_memory)  # as the platform does, past the socket
         with Served(device, self._path, machine.memory.host.observer), Frontend.connect(self._path) as frontend:
             yield BackendTransport(machine, frontend, device.type)
