@@ -164,6 +164,9 @@ _WHOLE: Final = (
     _Whole("max", (1 << 64) - 1, "says the largest number in every field, and offers all features that expose one"),
 )
 
+_WRITTEN_ONLY: Final = {(DeviceType.BALLOON, "actual"), (DeviceType.BALLOON, "poison_val")}
+"""Fields that Linux writes and never reads back."""
+
 _KNOWN: Final = {
     "blk-config-writeback-beyond": "BUG_ON in cache_type_show of virtio_blk, open in Linux 6.12.117",
     "blk-config-blk-size-zero": "virtio_blk: use blk_validate_block_size()",
@@ -185,6 +188,10 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
     return ("use", "inspect", *more)
 
 
+def _targets(device: DeviceType, field: Field) -> frozenset[str]:
+    return frozenset({"model"}) if (device, field.name) in _WRITTEN_ONLY else frozenset({"model", "uml"})
+
+
 def config_attacks() -> Iterator[AttackSpec]:
     """Attacks on every field of every configuration space."""
     for device, layout in LAYOUTS.items():
@@ -197,14 +204,14 @@ def config_attacks() -> Iterator[AttackSpec]:
                     name, device, Surface.CONFIG, Aim.MEMORY, layout.spec,
                     f"The device says {field.name} = {value} in its configuration.",
                     lambda layout=layout, lies={field.name: value}: ConfigLie(layout, lies),  # type: ignore[misc]
-                    stimuli=_stimuli(device, field), known=_KNOWN.get(name, ""))
+                    stimuli=_stimuli(device, field), targets=_targets(device, field), known=_KNOWN.get(name, ""))
             if field.role in _AMOUNTS and "." not in field.name and (field.legal is not None or field.feature is None):
                 yield AttackSpec(
                     f"{stem}-changing", device, Surface.CONFIG, Aim.MEMORY, layout.spec,
                     f"The device says {field.name} = {field.maximum} at every second read of it.",
                     lambda layout=layout, lies={field.name: field.maximum}:  # type: ignore[misc]
                     ConfigLie(layout, lies, alternate=True),
-                    stimuli=_stimuli(device, field))
+                    stimuli=_stimuli(device, field), targets=_targets(device, field))
         for whole in _WHOLE:
             yield AttackSpec(
                 f"{device.short}-config-all-{whole.name}", device, Surface.CONFIG, Aim.MEMORY, layout.spec,

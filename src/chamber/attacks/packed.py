@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ("packed_attacks",)
 
 _MAX32: Final = 0xFFFFFFFF
-_BOTH: Final = frozenset({"model", "uml"})
 _MODEL: Final = frozenset({"model"})
 _WILD: Final = 0xFFFFFFFFFFFFF000
 
@@ -298,5 +297,5 @@ def packed_attacks() -> Iterator[AttackSpec]:
                 f"{prefix}-{what}", place.device, surface, aim, f"virtio 1.3, {spec}", f"The device {summary}.",
                 make=lambda make=make, place=place: make(place.role, place.after),  # type: ignore[misc]
                 # Linux has no use for IN_ORDER before 7.0, so that nothing was promised to it.
-                targets=_BOTH if "order" not in what and (whole or what in _REAL_EVERYWHERE) else _MODEL,
+                targets=place.targets if "order" not in what and (whole or what in _REAL_EVERYWHERE) else _MODEL,
                 ring=ring)

@@ -548,4 +548,4 @@ def ring_attacks() -> Iterator[AttackSpec]:
             yield AttackSpec(
                 name, place.device, kind.surface, kind.aim, f"virtio 1.3, {kind.spec}", f"The device {kind.summary}.",
                 make=lambda kind=kind, place=place: kind.make(place.role, place.after),  # type: ignore[misc]
-                known=_KNOWN.get(name, ""))
+                targets=place.targets, known=_KNOWN.get(name, ""))

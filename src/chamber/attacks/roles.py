@@ -22,6 +22,7 @@ class Place:
         role: as `Device.queue_role` names it.
         prefix: how names of attacks on it start.
         after: completions to let pass, so that the guest gets as far as its first use of the device.
+        targets: where the queue is used within the moments that a stimulus takes.
 
     """
 
@@ -29,6 +30,7 @@ class Place:
     role: str
     prefix: str
     after: int
+    targets: frozenset[str] = frozenset({"model", "uml"})
 
 
 PLACES: Final = {place.prefix: place for place in (
@@ -48,7 +50,9 @@ PLACES: Final = {place.prefix: place for place in (
     Place(DeviceType.TRANSPORT_9P, "requests", "9p", 2),
     Place(DeviceType.FS, "hiprio", "fs-hiprio", 0),
     *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)
-      for role in ("inflate", "deflate", "stats", "hint", "report")),
+      for role in ("inflate", "deflate", "stats", "hint")),
+    # Linux reports a page when it has been free for two seconds.
+    Place(DeviceType.BALLOON, "report", "balloon-report", 0, frozenset({"model"})),
     Place(DeviceType.CRYPTO, "requests", "crypto", 1),
     Place(DeviceType.CRYPTO, "control", "crypto-control", 1),
     Place(DeviceType.VSOCK, "rx", "vsock-rx", 1),
