@@ -18,6 +18,7 @@ from chamber.device.blk import BlkDevice
 from chamber.device.catalogue import make_device
 from chamber.device.disk import FileDisk
 from chamber.device.fs import FsDevice
+from chamber.lab import drive_use
 from chamber.lab.model_stimuli import DRIVERS
 from chamber.wire.virtio import DeviceType
 from tests.link.frontend import Served
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chamber.device.base import Device
+    from chamber.guest.drivers.blk import BlkDriver
 
 
 @pytest.fixture
@@ -58,6 +60,22 @@ def test_a_disk_is_used_and_left_as_it_was(tmp_path: Path, path: Path, profile: 
     assert re.match(r"ok 64 requests, 1,048,576 bytes: [\d,]+ requests/s, [\d,.]+ MB/s", said["read in order"])
     assert "WRITE_ZEROES" in said["probe"]
     assert "REPLY_ACK" in said["negotiate"]
+    assert image.read_bytes() == before
+
+
+def test_what_was_interrupted_is_put_back(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(driver: BlkDriver, first: int, _count: int) -> str:
+        assert driver.read(first, 1) != before[100 * 512:101 * 512]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drive_use, "_zero", interrupt)
+    image = tmp_path / "image"
+    image.write_bytes(before := random.Random(1).randbytes(1 << 20))
+    with Served(device := BlkDevice(FileDisk(image)), path):
+        assert run(["drive", "blk", "--socket", str(path), "--write", "100:70"]) == 130
+    device.close()
+    assert capsys.readouterr().err == "interrupted\n"
     assert image.read_bytes() == before
 
 

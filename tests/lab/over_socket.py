@@ -24,7 +24,7 @@ class Hasty(RealTimeMachine):
     """A guest that gives its devices a moment where another would wait and see."""
 
     def settle(self, seconds: float) -> None:
-        super().settle(min(seconds, 0.1))
+        super().settle(min(seconds, 0.05))
 
 
 class SocketTarget(ModelTarget):

@@ -164,8 +164,11 @@ def test_configuration_is_read_from_its_start() -> None:
     """As back ends made of libvhost-user take no notice of the offset."""
     with ScriptedBackend() as back, back.frontend() as front:
         assert front.read_config(10, 4) == CONFIG[10:14]
-        with pytest.raises(ValueError, match="up to byte 256"):
-            front.read_config(250, 8)
+        assert back.payloads[-1] == ConfigSpace(0, 0, bytes(14))
+    longest = replies(R.GET_CONFIG, ConfigSpace(0, 0, b"c" * 256))
+    with ScriptedBackend({R.GET_CONFIG: longest}) as back, back.frontend() as front:
+        assert front.read_config(250, 8) == b"cccccc\0\0"
+        assert front.read_config(1 << 20, 2) == bytes(2)
 
 
 def test_interrupts_and_changes_are_told_once() -> None:

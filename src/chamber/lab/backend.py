@@ -51,9 +51,10 @@ class RealTime(Scheduler):
         """Leave it to itself."""
 
     def advance(self, until: float) -> bool:
-        """Let something happen, or time pass to `until` and return False."""
+        """Let something happen, or time pass to `until` and return False; also where things happen without end."""
         self.step()
-        return self.pause(max(until - self.now, 0.0))
+        left = until - self.now
+        return self.pause(max(left, 0.0)) and left > 0
 
 
 def _sleep(seconds: float) -> bool:

@@ -258,20 +258,13 @@ class Frontend:
         self._tell(_R.RESET_DEVICE)
 
     def read_config(self, offset: int, size: int) -> bytes:
-        """Bytes of configuration space; needs CONFIG.
-
-        Raises:
-            ValueError: more than a message bears.
-
-        """
-        end = offset + size
-        if not 0 < size <= end <= _MAX_CONFIG:
-            raise ValueError(f"configuration space is read up to byte {_MAX_CONFIG}")
+        """Bytes of configuration space, zero beyond what back ends give; needs CONFIG."""
+        end = min(offset + size, _MAX_CONFIG)
         config = self._ask(_R.GET_CONFIG, ConfigSpace, ConfigSpace(0, 0, bytes(end)))
         if (config.offset, len(config.data)) != (0, end):
             self._fail("a back end gives the configuration that it is asked for", "vhost-user, GET_CONFIG",
                        f"{len(config.data)} bytes at {config.offset}, not {end} at 0")
-        return config.data[offset:]
+        return config.data[offset:].ljust(size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Change configuration space; needs CONFIG."""
@@ -400,7 +393,10 @@ class Frontend:
             if message.fds:
                 self._fail("a reply brings no descriptors that nobody asked for", _MESSAGES,
                            f"{request.name} with {len(message.fds)}")
-            return kind.unpack(message.data)
+            payload = kind.unpack(message.data)
+            if self._trace is not None:
+                self._trace(f"{request.name} answered {payload}")
+            return payload
         except WireError as error:
             self._fail(error.rule, error.spec, f"{request.name}: {error.detail}")
         finally:
@@ -466,6 +462,8 @@ class Frontend:
             self._fail("a back end asks for what was negotiated alone", "vhost-user, Back-end message types",
                        f"request {header.request}, flags {header.flags:#x}, {len(message.fds)} descriptors")
         request = BackendRequest(header.request)
+        if self._trace is not None:
+            self._trace(f"back end: {request.name}")
         payload = BACKEND_MESSAGES[request].payload.unpack(message.data)
         if isinstance(payload, VringState):
             if payload.index not in self._rings:
