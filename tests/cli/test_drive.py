@@ -175,7 +175,7 @@ def test_no_place_to_write(kind: DeviceType, where: str, words: str, path: Path,
 
 def test_sockets_where_nobody_speaks_vhost_user(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["drive", "blk", "--socket", str(tmp_path / ("x" * 120))]) == 2
-    assert "longer than" in capsys.readouterr().err
+    assert "too long" in capsys.readouterr().err
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()

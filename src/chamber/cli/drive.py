@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ("drive",)
 
-_PATH_LIMIT: Final = 107
-"""Bytes of a Unix socket's path (unix(7))."""
 _INTERRUPTED: Final = 130
 
 
@@ -56,8 +54,6 @@ def drive(device: str, path: Path, profile: str, scratch: str | None, inband: bo
 
 
 def _connect(path: Path, seconds: float, *, inband: bool, trace: bool) -> Frontend:
-    if len(bytes(path)) > _PATH_LIMIT:
-        raise click.UsageError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
     try:
         return Frontend.connect(path, seconds=seconds, inband=inband,
                                 trace=(lambda line: click.echo(printable(line))) if trace else None)

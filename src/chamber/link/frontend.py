@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from chamber.link.channel import Message
     from chamber.wire.vhost_user import Payload
 
-__all__ = ("BackendError", "Frontend", "SharedFile")
+__all__ = ("INBAND", "PROTOCOL_FEATURES", "REPLY_SECONDS", "BackendError", "Frontend", "SharedFile")
 
 _R = FrontendRequest
 _P = ProtocolFeature
@@ -58,7 +58,9 @@ PROTOCOL_FEATURES: Final = bit(_P.MQ, _P.REPLY_ACK, _P.BACKEND_REQ, _P.CONFIG, _
 """What this front end takes where it is offered."""
 INBAND: Final = bit(_P.INBAND_NOTIFICATIONS)
 
+"""Notifications as messages, each with an acknowledgement: taken on demand alone, as they are slower."""
 REPLY_SECONDS: Final = 5.0
+"""Within which a back end answers, unless told otherwise."""
 _MAX_QUEUES: Final = 256
 """A queue's number has eight bits (SET_VRING_KICK)."""
 _MAX_CONFIG: Final = 256

@@ -40,6 +40,11 @@ _MAX_SIZE: Final = (1 << 63) - 1
 _KINDS: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
 
+def _name(text: str) -> bytes:
+    """A name as `FsDriver.listdir` gave it, whatever bytes it is made of."""
+    return text.encode(errors="surrogateescape") + b"\0"
+
+
 class FsError(Refused):
     """The server refuses, with an error number.
 
@@ -246,12 +251,12 @@ class FsDriver(VirtioDriver):
             raise Refused("nothing is mounted")
         node = self.nodes[fuse.ROOT_ID]
         for name in filter(None, path.split("/")):
-            node, _ = self._entry(Opcode.LOOKUP, node.nodeid, name.encode() + b"\0")
+            node, _ = self._entry(Opcode.LOOKUP, node.nodeid, _name(name))
         return node
 
     def _parent(self, path: str) -> tuple[FsNode, bytes]:
         folder, _, name = path.rpartition("/")
-        return self.lookup(folder), name.encode() + b"\0"
+        return self.lookup(folder), _name(name)
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         """Make a directory."""
