@@ -243,6 +243,31 @@ def test_a_directory_of_virtiofsd_s(tmp_path: Path) -> None:
     assert [(made / name).read_bytes() for name in names] == [b"%d" % i for i in range(300)]
 
 
+@needs_virtiofsd
+def test_a_server_that_is_killed_while_a_file_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, path = tmp_path / "shared", tmp_path / "socket"
+    root.mkdir()
+    (root / "file").write_bytes(bytes(1 << 20))
+    with (running(path, str(VIRTIOFSD), f"--socket-path={path}", "-o", f"source={root}") as process,
+          guest(path, DeviceType.FS) as (machine, transport)):
+        driver = FsDriver(machine, transport)
+        driver.probe()
+        driver.mount()
+        notify, left = transport.notify, iter(range(20))
+
+        def kill_at_last(index: int, data: int | None = None) -> None:
+            if next(left, None) == 10:
+                process.kill()
+                process.wait()
+            notify(index, data)
+
+        monkeypatch.setattr(transport, "notify", kill_at_last)
+        with pytest.raises(BackendError, match="a back end stays"):
+            driver.read_file("file")
+        driver.remove()
+        assert machine.heap.reports == []
+
+
 # Chamber's own back end. The balloon's pages become shared while it is used: a back end has what was shared before.
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind is not DeviceType.BALLOON],

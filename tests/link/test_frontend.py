@@ -305,8 +305,11 @@ def test_a_back_end_may_go_at_any_time(after: int) -> None:
 def test_after_the_end_there_is_an_error_and_nothing_else() -> None:
     with ScriptedBackend() as back:
         front = back.frontend()
+        front.start_queue(0, size=8, desc=0x1000, driver=0x2000, device=0x3000)
         front.close()
-        for call in (front.read_features, lambda: front.wait(1), lambda: front.write_status(0)):
+        for call in (front.read_features, lambda: front.wait(1), lambda: front.write_status(0), lambda: front.kick(0),
+                     lambda: front.start_queue(1, size=8, desc=0x1000, driver=0x2000, device=0x3000),
+                     lambda: front.stop_queue(0)):
             with pytest.raises(BackendError, match="a back end stays"):
                 call()
 

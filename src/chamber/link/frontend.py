@@ -296,6 +296,7 @@ class Frontend:
             ValueError: the back end has no such queue, or it runs.
 
         """
+        self._require_open()
         if not 0 <= index < self.queue_count or index in self._rings:
             raise ValueError(f"there is no queue {index} to start")
         ring = self._rings[index] = _Ring(inband=self.has(_P.INBAND_NOTIFICATIONS))
@@ -325,7 +326,8 @@ class Frontend:
         return base.num
 
     def kick(self, index: int) -> None:
-        """Tell the back end that a queue has something."""
+        """Tell the back end that a queue that was started has something."""
+        self._require_open()
         ring = self._rings[index]
         if ring.kick is None:
             self._tell(_R.VRING_KICK, VringState(index, 0), confirm=True)
@@ -341,8 +343,7 @@ class Frontend:
 
         Both are empty if nothing came in time, and may be earlier.
         """
-        if self.closed:
-            self._fail("a back end stays", _COMMUNICATION, "the connection is closed")
+        self._require_open()
         if not (self._interrupts or self._config_changed) and self._turn(seconds):
             self._expect_nothing()
         interrupts, changed = frozenset(self._interrupts), self._config_changed
@@ -403,6 +404,10 @@ class Frontend:
             self._fail(error.rule, error.spec, f"{request.name}: {error.detail}")
         finally:
             message.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            self._fail("a back end stays", _COMMUNICATION, "the connection is closed")
 
     def _expect_nothing(self) -> None:
         message = self._receive(self._channel)
