@@ -131,6 +131,8 @@ def test_profile_and_repeat(bench: Bench) -> None:
 
 
 def test_interruption_reports_what_was_done(bench: Bench) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
     def before(scenario: Scenario) -> None:
         if scenario.attack is not None and scenario.attack.name == DENIED:
             signal.raise_signal(signal.SIGINT)
@@ -144,7 +146,7 @@ def test_interruption_reports_what_was_done(bench: Bench) -> None:
     assert HELD not in {r["attack"] for r in report["results"]}
     assert "Interrupted" in out
     assert "Interrupted" not in (bench.out / "junit.xml").read_text()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_only_the_first_signal_interrupts() -> None:
