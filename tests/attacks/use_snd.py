@@ -48,6 +48,8 @@ def use(victim: Victim) -> None:
         raw = (value.to_bytes(4, "little") * 2).ljust(VALUE_SIZE, b"\0")
         victim.request(CONTROL_QUEUE, [ITEM_HDR.pack(SndCode.CTL_WRITE, 0) + raw], [HDR.size])
         victim.request(CONTROL_QUEUE, [ITEM_HDR.pack(SndCode.CTL_READ, 0)], [HDR.size + VALUE_SIZE])
+    for room in (16, 64):
+        victim.request(CONTROL_QUEUE, [ITEM_HDR.pack(SndCode.CTL_TLV_READ, 0)], [HDR.size + room])
     params = Params(4 * PERIOD, PERIOD, 2, PcmFormat.S16, 7)
     for stream, queue in ((0, TX_QUEUE), (1, RX_QUEUE)):
         victim.request(CONTROL_QUEUE, [params.build(stream)], [HDR.size])

@@ -194,12 +194,45 @@ def test_control_elements() -> None:
     items = lab.item(SndCode.CTL_ENUM_ITEMS, 2, 3 * 64)[1]
     assert tuple(items[at:at + 64].rstrip(b"\0") for at in range(0, 192, 64)) == ITEMS
     assert lab.item(SndCode.CTL_ENUM_ITEMS, 0, 192)[0] == BAD
-    assert lab.item(SndCode.CTL_TLV_READ, 0, 16)[0] == OK
-    assert lab.item(SndCode.CTL_TLV_READ, 1, 16)[0] == UNSUPPORTED
-    assert lab.item(SndCode.CTL_TLV_READ, 0, 15)[0] == BAD
     without = Lab(SndDevice(features=0))
     assert without.item(SndCode.CTL_READ, 0, 512)[0] == UNSUPPORTED
     assert len(CONTROLS) == 3
+
+
+def test_metadata() -> None:
+    lab = Lab()
+    status, data = lab.item(SndCode.CTL_TLV_READ, 0, 64)
+    assert (status, data) == (OK, struct.pack("<2I2i", 1, 8, -5000, 50))
+    assert lab.item(SndCode.CTL_TLV_READ, 0, 12) == (OK, data[:12])
+    assert lab.item(SndCode.CTL_TLV_READ, 0, 7)[0] == BAD
+    assert lab.item(SndCode.CTL_TLV_READ, 1, 16)[0] == UNSUPPORTED
+    for number, written, expected in ((0, snd.TLV.pack(7, 4) + b"abcd", OK), (0, snd.TLV.pack(7, 4) + b"abc", BAD),
+                                      (0, snd.TLV.pack(7, 0xFFFFFFFF) + b"abcd", BAD), (0, b"abcd", BAD),
+                                      (0, snd.TLV.pack(7, 3) + b"abc", BAD), (1, snd.TLV.pack(7, 0), UNSUPPORTED),
+                                      (0, snd.TLV.pack(7, 1 << 16) + bytes(1 << 16), BAD), (9, b"", BAD)):
+        assert lab.ask(snd.ITEM_HDR.pack(SndCode.CTL_TLV_WRITE, number) + written)[0] == expected
+    assert lab.item(SndCode.CTL_TLV_READ, 0, 64) == (OK, snd.TLV.pack(7, 4) + b"abcd")
+    assert lab.item(SndCode.CTL_TLV_COMMAND, 0)[0] == UNSUPPORTED
+
+
+def test_jacks_are_moved() -> None:
+    lab = Lab()
+    for jack, association, sequence, expected in ((1, 3, 2, OK), (2, 0, 0, BAD), (0, 16, 0, BAD), (0, 0, 16, BAD)):
+        assert lab.ask(snd.JACK_REMAP.pack(SndCode.JACK_REMAP, jack, association, sequence))[0] == expected
+    assert lab.item(SndCode.JACK_REMAP, 1)[0] == BAD
+    data = lab.ask(snd.QUERY.pack(SndCode.JACK_INFO, 0, 2, 24), 48)[1]
+    assert [entry[2] & 0xFF for entry in snd.JACK_INFO.iter_unpack(data)] == [0x10, 0x32]
+
+
+def test_a_recording_has_one_kind(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "in"), "wb") as file:
+        file.setparams((2, 2, 48000, 0, "NONE", ""))
+        file.writeframes(bytes(400))
+    lab = Lab(SndDevice([Stream.input(WavSource(tmp_path / "in"))]))
+    info = lab.device.streams[0].info
+    assert (info.formats, info.rates, info.channels_min, info.channels_max) == (1 << 5, 1 << 7, 2, 2)
+    assert lab.ask(Params(1600, 400, 1, 5, 7).build(0))[0] == UNSUPPORTED
+    assert lab.ask(PARAMS.build(0))[0] == OK
 
 
 def test_files(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from chamber.guest.untrusted import DeviceViolation
 from chamber.guest.virtqueue import QueueDead
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.snd import STIMULI
-from chamber.wire.snd import PcmFormat, SndCode
+from chamber.wire.snd import HDR, Access, ControlInfo, ControlType, PcmFormat, SndCode
+from chamber.wire.virtio import bit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +86,53 @@ def test_it_knows_what_the_device_has() -> None:
             driver.record(0, params, 400)
 
 
+class Elements(Hooks):
+    """Has control elements of another type."""
+
+    def __init__(self, info: ControlInfo) -> None:
+        self._info = info
+
+    def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:
+        if chain.read(0, 4) == HDR.pack(SndCode.CTL_INFO):
+            return data[:4] + self._info.build() * len(CONTROLS)
+        return data
+
+
+@pytest.mark.parametrize(("kind", "count", "size"), [
+    (ControlType.BYTES, 512, 512), (ControlType.INTEGER64, 64, 64), (ControlType.IEC958, 1, 1),
+])
+def test_the_largest_values_are_read(kind: ControlType, count: int, size: int) -> None:
+    with driven(Elements(ControlInfo(kind, bit(Access.READ), count, b"x", 0, 1 << 40 if count == 64 else 0))) as (
+            driver, _):
+        driver.probe()
+        assert len(driver.read_control(0)) == size
+        with pytest.raises(Refused):
+            driver.write_control(0, (1,))
+        with pytest.raises(Refused):
+            driver.read_metadata(0)
+
+
+@pytest.mark.parametrize(("kind", "count"), [
+    (ControlType.BYTES, 513), (ControlType.INTEGER64, 65), (ControlType.IEC958, 2), (ControlType.INTEGER, 129),
+    (ControlType.INTEGER, 0), (6, 1),
+])
+def test_larger_values_are_refused(kind: int, count: int) -> None:
+    with driven(Elements(ControlInfo(kind, bit(Access.READ), count, b"x", 0, 9))) as (driver, _), pytest.raises(
+            DeviceViolation):
+        driver.probe()
+
+
+def test_what_there_is_not() -> None:
+    with driven() as (driver, _):
+        driver.probe()
+        with pytest.raises(Refused):
+            driver.read_control(3)
+        with pytest.raises(Refused):
+            driver.choose(2, channels=2, format=PcmFormat.S16, rate=48000, period=400)
+        with pytest.raises(Refused):
+            driver.remap(2, 0, 0)
+
+
 @pytest.mark.parametrize(("code", "data", "rule"), [
     (SndCode.EVT_JACK_CONNECTED, 2, "jack that there is"), (SndCode.EVT_PCM_XRUN, 1 << 31, "stream that there is"),
     (SndCode.EVT_CTL_NOTIFY, 3, "control element that there is"), (SndCode.PCM_START, 0, "one of those"),
@@ -115,5 +163,7 @@ def test_nothing_breaks_the_hardened_driver(role: str, replies: list[bytes], kee
             for number in range(3):
                 with suppress(*known):
                     driver.read_control(number)
+                with suppress(*known):
+                    driver.read_metadata(number)
             device.host_action("volume")
             driver.machine.settle(0.1)

@@ -18,6 +18,7 @@ U64 = st.integers(0, (1 << 64) - 1)
 
 def test_sizes_are_the_specification_s() -> None:
     sizes = {"QUERY": 16, "JACK_INFO": 24, "PCM_INFO": 32, "SET_PARAMS": 24, "CHMAP_INFO": 24, "CTL_INFO": 92,
+             "JACK_REMAP": 16, "TLV": 8,
              "EVENT": 8, "STATUS": 8, "XFER": 4, "ENUM_ITEM": 64}
     assert {name: getattr(snd, name).size for name in sizes} == sizes
     assert [(field.name, field.offset) for field in snd.CONFIG] == [
@@ -41,6 +42,8 @@ def test_parameters(params: Params, stream: int) -> None:
 def test_control_elements(kind: int, access: int, count: int, low: int, high: int, step: int, name: bytes) -> None:
     info = ControlInfo(kind, access, count, name, low, high, step)
     assert ControlInfo.parse(info.build()) == info
+    wide = ControlInfo(ControlType.INTEGER64, access, count, name, low << 32, high << 32, step)
+    assert ControlInfo.parse(wide.build()) == wide
     items = ControlInfo(ControlType.ENUMERATED, access, count, name, 0, high)
     assert ControlInfo.parse(items.build()) == items
 

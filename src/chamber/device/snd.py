@@ -22,10 +22,12 @@ from chamber.wire.snd import (
     HDR,
     ITEM_HDR,
     JACK_INFO,
+    JACK_REMAP,
     PCM_INFO,
     QUERY,
     SET_PARAMS,
     STATUS,
+    TLV,
     TX_QUEUE,
     VALUE_SIZE,
     XFER,
@@ -33,6 +35,7 @@ from chamber.wire.snd import (
     ControlInfo,
     ControlType,
     Direction,
+    JackFeature,
     Params,
     PcmFeature,
     SndCode,
@@ -59,14 +62,17 @@ _READ_WRITE: Final = bit(Access.READ, Access.WRITE)
 RECORDED: Final = b"".join(struct.pack("<hh", (i * 37) % 30000, -(i * 53) % 30000) for i in range(4800))
 """What the default device has to be recorded: 0.1 s of two channels of 16 bits at 48 kHz."""
 CONTROLS: Final = (
-    ControlInfo(ControlType.INTEGER, _READ_WRITE | bit(Access.TLV_READ), 2, b"Master Playback Volume", 0, 100, 1),
+    ControlInfo(ControlType.INTEGER, _READ_WRITE | bit(Access.TLV_READ, Access.TLV_WRITE), 2, b"Master Playback Volume",
+                0, 100, 1),
     ControlInfo(ControlType.BOOLEAN, _READ_WRITE, 1, b"Master Playback Switch", 0, 1, 0),
     ControlInfo(ControlType.ENUMERATED, _READ_WRITE, 1, b"Capture Source", 0, 3),
 )
 ITEMS: Final = (b"Microphone", b"Line", b"Loopback")
 """What the enumerated element can be."""
-_DECIBELS: Final = struct.pack("<4i", 1, 8, -5000, 50)
+_DECIBELS: Final = struct.pack("<2I2i", 1, 8, -5000, 50)
 """SNDRV_CTL_TLVT_DB_SCALE from -50 dB in steps of 0.5 dB."""
+_PLUG: Final = 0x01014000
+"""What a jack is in terms of HDA, 7.3.3.31: a green line-out plug at the rear."""
 _STATES: Final = {
     SndCode.PCM_SET_PARAMS: (State.INITIAL, State.SET, State.PREPARED),
     SndCode.PCM_PREPARE: (State.SET, State.PREPARED),
@@ -101,6 +107,7 @@ class SndDevice(Device):
         streams: the streams, with their state.
         jacks: whether each is connected.
         values: what control elements hold.
+        places: association and sequence of each jack.
 
     """
 
@@ -112,7 +119,9 @@ class SndDevice(Device):
         self.streams = list(streams) if streams is not None else [
             Stream.output(MemorySound()), Stream.input(MemorySound(RECORDED))]
         self.jacks = list(jacks)
+        self.places = [(1, 0)] * len(self.jacks)
         self.values = [(50, 50), (1,), (0,)]
+        self._metadata = [_DECIBELS] * len(CONTROLS)
         self._events: deque[tuple[int, int]] = deque(maxlen=_EVENTS)
         self._over: list[Stream] = []
         values: dict[str, int | bytes] = {"jacks": len(self.jacks), "streams": len(self.streams),
@@ -120,7 +129,7 @@ class SndDevice(Device):
         super().__init__(features=bit(SndFeature.CTLS) if features is None else features, config=CONFIG.pack(**values),
                          queues=4, queue_size=queue_size, hooks=hooks)
         self._serve: dict[int, Callable[[bytes, int], bytes]] = {
-            SndCode.JACK_INFO: self._jack_info, SndCode.JACK_REMAP: self._unsupported,
+            SndCode.JACK_INFO: self._jack_info, SndCode.JACK_REMAP: self._jack_remap,
             SndCode.PCM_INFO: self._pcm_info, SndCode.CHMAP_INFO: self._chmap_info,
             SndCode.PCM_SET_PARAMS: self._set_params, SndCode.PCM_PREPARE: self._prepare,
             SndCode.PCM_START: self._start, SndCode.PCM_STOP: self._stop, SndCode.PCM_RELEASE: self._release,
@@ -128,7 +137,7 @@ class SndDevice(Device):
         self._controls: dict[int, Callable[[bytes, int], bytes]] = {
             SndCode.CTL_INFO: self._ctl_info, SndCode.CTL_ENUM_ITEMS: self._enum_items,
             SndCode.CTL_READ: self._ctl_read, SndCode.CTL_WRITE: self._ctl_write,
-            SndCode.CTL_TLV_READ: self._tlv_read,
+            SndCode.CTL_TLV_READ: self._tlv_read, SndCode.CTL_TLV_WRITE: self._tlv_write,
         }
 
     def queue_role(self, index: int) -> str:
@@ -232,8 +241,19 @@ class SndDevice(Device):
         return b"".join(entries[start:start + count])
 
     def _jack_info(self, request: bytes, room: int) -> bytes:
-        entries = [JACK_INFO.pack(0, 0, 0x01014010, 0, int(connected)) for connected in self.jacks]
+        entries = [JACK_INFO.pack(0, bit(JackFeature.REMAP), _PLUG | association << 4 | sequence, 0, int(connected))
+                   for connected, (association, sequence) in zip(self.jacks, self.places, strict=True)]
         return self._query(request, room, entries, JACK_INFO.size)
+
+    def _jack_remap(self, request: bytes, _room: int) -> bytes:
+        """Put a jack into another group, or elsewhere in its group; both are four bits of what it is (5.14.6.4.2)."""
+        if len(request) < JACK_REMAP.size:
+            raise _BadMessageError("a request to move a jack has 16 bytes")
+        _, jack, association, sequence = JACK_REMAP.unpack_from(request)
+        if jack >= len(self.jacks) or association > 0xF or sequence > 0xF:
+            raise _BadMessageError(f"jack {jack} of {len(self.jacks)} to {association}, {sequence}")
+        self.places[jack] = (association, sequence)
+        return b""
 
     def _pcm_info(self, request: bytes, room: int) -> bytes:
         return self._query(request, room, [stream.info.build() for stream in self.streams], PCM_INFO.size)
@@ -418,10 +438,23 @@ class SndDevice(Device):
         return b""
 
     def _tlv_read(self, request: bytes, room: int) -> bytes:
-        if not CONTROLS[self._element(request)].access >> Access.TLV_READ & 1:
+        """As much metadata as there is room for (5.14.6.10.3)."""
+        number = self._element(request)
+        if not CONTROLS[number].access >> Access.TLV_READ & 1:
             raise _NotSupportedError
-        if room < len(_DECIBELS):
-            raise _BadMessageError("no room for the data")
-        return _DECIBELS
+        if room < TLV.size:
+            raise _BadMessageError("no room for metadata")
+        return self._metadata[number][:room]
+
+    def _tlv_write(self, request: bytes, _room: int) -> bytes:
+        """Keep metadata; not more than a value has, though a driver may send 64 KiB."""
+        number = self._element(request)
+        if not CONTROLS[number].access >> Access.TLV_WRITE & 1:
+            raise _NotSupportedError
+        data = request[ITEM_HDR.size:]
+        if len(data) < TLV.size or TLV.unpack_from(data)[1] != len(data) - TLV.size or len(data) % 4:
+            raise _BadMessageError("metadata has a type, and its own length")
+        self._metadata[number] = data
+        return b""
 
 

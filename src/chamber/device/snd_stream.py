@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import wave
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from chamber.wire.snd import RATES, WIDTHS, Direction, Params, PcmFeature, PcmFormat, PcmInfo
@@ -28,6 +28,10 @@ class SoundError(Exception):
 
 class Sound:
     """Where frames go to or come from; by default nowhere, and silence."""
+
+    def narrow(self, info: PcmInfo) -> PcmInfo:
+        """Say what a stream to or from here can do, of what streams can."""
+        return info
 
     def begin(self, params: Params) -> None:
         """Frames of this kind follow.
@@ -135,10 +139,13 @@ class WavSource(Sound):
         self._kind = (found.nchannels, _BY_WIDTH[found.sampwidth], RATES.index(found.framerate))
         self._at = 0
 
-    def begin(self, params: Params) -> None:
+    def narrow(self, info: PcmInfo) -> PcmInfo:
+        """Nothing but the file's own kind."""
+        channels, kind, rate = self._kind
+        return replace(info, formats=bit(kind), rates=bit(rate), channels_min=channels, channels_max=channels)
+
+    def begin(self, params: Params) -> None:  # noqa: ARG002 - it is the file's: streams do no other
         """From the start."""
-        if (params.channels, params.format, params.rate) != self._kind:
-            raise SoundError("the file has another format")
         self._at = 0
 
     def give(self, size: int) -> bytes:
@@ -184,12 +191,12 @@ class Stream:
     @classmethod
     def output(cls, sound: Sound) -> Stream:
         """A stream that plays."""
-        return cls(_ALL, sound)
+        return cls(sound.narrow(_ALL), sound)
 
     @classmethod
     def input(cls, sound: Sound) -> Stream:
         """A stream that records."""
-        return cls(PcmInfo(_ALL.features, _ALL.formats, _ALL.rates, Direction.INPUT, 1, 8), sound)
+        return cls(sound.narrow(replace(_ALL, direction=Direction.INPUT)), sound)
 
     def accepts(self, params: Params) -> bool:
         """Whether it can run so (5.14.6.6.3)."""

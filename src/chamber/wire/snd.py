@@ -20,8 +20,10 @@ __all__ = (
     "EVENT",
     "EVENT_QUEUE",
     "HDR",
+    "IEC958_SIZE",
     "ITEM_HDR",
     "JACK_INFO",
+    "JACK_REMAP",
     "PCM_INFO",
     "QUERY",
     "RATES",
@@ -37,6 +39,7 @@ __all__ = (
     "ControlInfo",
     "ControlType",
     "Direction",
+    "JackFeature",
     "Params",
     "PcmFeature",
     "PcmFormat",
@@ -55,6 +58,8 @@ CHANNELS: Final = 18
 """Positions that a channel map has room for."""
 VALUE_SIZE: Final = 512
 """Bytes of a control element's value."""
+IEC958_SIZE: Final = 176
+"""Bytes of such a value that describe a digital interface."""
 
 
 class SndFeature(enum.IntEnum):
@@ -114,6 +119,12 @@ class Direction(enum.IntEnum):
     INPUT = 1
 
 
+class JackFeature(enum.IntEnum):
+    """What can be done with a jack (5.14.6.4.1)."""
+
+    REMAP = 0
+
+
 class PcmFeature(enum.IntEnum):
     """What a stream can do (5.14.6.6.2)."""
 
@@ -140,7 +151,7 @@ RATES: Final = (5512, 8000, 11025, 16000, 22050, 32000, 44100, 48000, 64000, 882
 
 
 class ControlType(enum.IntEnum):
-    """What a control element holds (5.14.6.9.2)."""
+    """What a control element holds (5.14.6.10.1)."""
 
     BOOLEAN = 0
     INTEGER = 1
@@ -170,14 +181,19 @@ ITEM_HDR: Final = struct.Struct("<2I")
 """code, and the number of a jack, stream or control element."""
 JACK_INFO: Final = struct.Struct("<4IB7x")
 """hda_fn_nid, features, hda_reg_defconf, hda_reg_caps, connected."""
+JACK_REMAP: Final = struct.Struct("<4I")
+"""code, jack_id, association, sequence."""
 PCM_INFO: Final = struct.Struct("<2I2Q3B5x")
 """hda_fn_nid, features, formats, rates, direction, channels_min, channels_max."""
 SET_PARAMS: Final = struct.Struct("<5I4B")
 """code, stream_id, buffer_bytes, period_bytes, features, channels, format, rate, padding."""
 CHMAP_INFO: Final = struct.Struct(f"<I2B{CHANNELS}s")
 """hda_fn_nid, direction, channels, positions."""
-CTL_INFO: Final = struct.Struct("<6I44s3I12x")
-"""hda_fn_nid, role, type, access, count, index, name; min, max, step, or the number of items."""
+CTL_INFO: Final = struct.Struct("<6I44s24s")
+"""hda_fn_nid, role, type, access, count, index, name; what its values can be, by its type."""
+_RANGE: Final = struct.Struct("<3I12x")
+_RANGE64: Final = struct.Struct("<3Q")
+"""min, max, step."""
 ENUM_ITEM: Final = struct.Struct("<64s")
 TLV: Final = struct.Struct("<2I")
 """type, length; so many bytes follow."""
@@ -274,8 +290,9 @@ class ControlInfo:
 
     def build(self) -> bytes:
         """Return 92 bytes."""
-        values = ((self.max, 0, 0) if self.type == ControlType.ENUMERATED else (self.min, self.max, self.step))
-        return CTL_INFO.pack(0, 0, self.type, self.access, self.count, self.index, self.name, *values)
+        values = (self.max, 0, 0) if self.type == ControlType.ENUMERATED else (self.min, self.max, self.step)
+        layout = _RANGE64 if self.type == ControlType.INTEGER64 else _RANGE
+        return CTL_INFO.pack(0, 0, self.type, self.access, self.count, self.index, self.name, layout.pack(*values))
 
     @classmethod
     def parse(cls, data: bytes) -> ControlInfo:
@@ -288,7 +305,8 @@ class ControlInfo:
         if len(data) != CTL_INFO.size:
             raise WireError(f"a control element's information has {CTL_INFO.size} bytes", spec=SPEC,
                             detail=f"{len(data)} bytes")
-        _, _, kind, access, count, index, name, first, second, third = CTL_INFO.unpack(data)
+        _, _, kind, access, count, index, name, values = CTL_INFO.unpack(data)
+        first, second, third = (_RANGE64 if kind == ControlType.INTEGER64 else _RANGE).unpack(values)
         if kind == ControlType.ENUMERATED:
             first, second, third = 0, first, 0
         return cls(kind, access, count, name.split(b"\0")[0], first, second, third, index)

@@ -6,7 +6,7 @@ says of a stream makes a stream, and that no message returns more than was lent 
 
 from __future__ import annotations
 
-import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from chamber.guest.driver import TRANSPORT_FEATURES, DeviceTimeout, Refused, VirtioDriver
@@ -21,17 +21,21 @@ from chamber.wire.snd import (
     EVENT,
     EVENT_QUEUE,
     HDR,
+    IEC958_SIZE,
     ITEM_HDR,
     JACK_INFO,
+    JACK_REMAP,
     PCM_INFO,
     QUERY,
     RATES,
     RX_QUEUE,
     STATUS,
+    TLV,
     TX_QUEUE,
     VALUE_SIZE,
     WIDTHS,
     XFER,
+    Access,
     ControlInfo,
     ControlType,
     Direction,
@@ -44,6 +48,7 @@ from chamber.wire.snd import (
 from chamber.wire.virtio import DeviceType, bit
 
 if TYPE_CHECKING:
+    import struct
     from collections.abc import Callable
 
     from chamber.guest.machine import GuestMachine
@@ -57,8 +62,14 @@ _SPEC: Final = "5.14.6"
 _MOST: Final = 32
 """Jacks, streams, channel maps and control elements of each kind that this guest keeps account of."""
 _ITEMS: Final = 32
-_VALUES: Final = {ControlType.BOOLEAN: 128, ControlType.INTEGER: 128, ControlType.INTEGER64: 64,
-                  ControlType.ENUMERATED: 128, ControlType.BYTES: 512, ControlType.IEC958: 1}
+_METADATA: Final = 1 << 12
+_VALUES: Final[dict[int, tuple[int, int]]] = {
+    ControlType.BOOLEAN: (4, 128), ControlType.INTEGER: (4, 128), ControlType.INTEGER64: (8, 64),
+    ControlType.ENUMERATED: (4, 128), ControlType.BYTES: (1, 512), ControlType.IEC958: (IEC958_SIZE, 1),
+}
+"""Bytes of a part of a value, and parts that a value has at most, by type (5.14.6.10.1)."""
+_NUMBERS: Final = (4, 128)
+_RANGED: Final = (ControlType.BOOLEAN, ControlType.INTEGER, ControlType.INTEGER64, ControlType.ENUMERATED)
 _EVENT_BUFFERS: Final = 8
 _PERIODS: Final = 4
 _VIOLATIONS: Final = 100
@@ -135,8 +146,8 @@ class SndDriver(VirtioDriver):
 
     # Requests.
 
-    def _ask(self, request: bytes, room: int = 0) -> bytes:
-        """Send a request; return what follows the header of the reply.
+    def _ask(self, request: bytes, room: int = 0, *, least: int | None = None) -> bytes:
+        """Send a request; return what follows the header of the reply: all that it has room for, or `least` and more.
 
         Raises:
             Refused: the device refuses.
@@ -153,8 +164,9 @@ class SndDriver(VirtioDriver):
             status = self.checks.number(reply.get(0, 4)).one_of(_STATUSES, "a status is one of four", _SPEC)
             if status != SndStatus.OK:
                 raise Refused(f"request {int.from_bytes(request[:4], 'little'):#x}: status {status:#x}")
-            self.checks.number(written).equals(reply.size, "a reply has its request's length", _SPEC)
-            return reply.read(HDR.size, room)
+            size = self.checks.number(written).between(
+                HDR.size + (room if least is None else least), reply.size, "a reply has its request's length", _SPEC)
+            return reply.read(HDR.size, room if least is None else (size - HDR.size) & 0xFFFFFFFF)
         finally:
             self.release(asked, reply)
 
@@ -182,7 +194,7 @@ class SndDriver(VirtioDriver):
     def _chmap(self, entry: bytes) -> None:
         """Keep the positions of a map's channels."""
         _, _, channels, positions = CHMAP_INFO.unpack(entry)
-        count = self.checks.number(channels).at_most(CHANNELS, "a channel map has 18 positions", "5.14.6.8")
+        count = self.checks.number(channels).at_most(CHANNELS, "a channel map has 18 positions", "5.14.6.9.1")
         room = self.machine.heap.alloc(CHANNELS, "channel map", zero=True)
         self._objects.append(room)
         for channel in range(count):
@@ -190,52 +202,111 @@ class SndDriver(VirtioDriver):
 
     def _control(self, entry: bytes) -> ControlInfo:
         info = ControlInfo.parse(entry)
-        kind = self.checks.number(info.type).one_of(tuple(ControlType), "a control element has a type", "5.14.6.9.2")
-        self.checks.number(info.count).between(1, _VALUES.get(ControlType(kind) if kind in set(ControlType) else
-                                                              ControlType.BOOLEAN, 1),
-                                               "a value has room for its parts", "5.14.6.9.2")
+        self.checks.number(info.type).one_of(tuple(ControlType), "a control element has a type", "5.14.6.10.1")
+        _, most = _VALUES.get(info.type, _NUMBERS)
+        self.checks.number(info.count).between(1, most, "a value has room for its parts", "5.14.6.10.1")
         if info.type == ControlType.ENUMERATED:
-            self.checks.number(info.max).between(1, _ITEMS, "an element has a bounded number of items", "5.14.6.9.2")
+            self.checks.number(info.max).between(1, _ITEMS, "an element has a bounded number of items", "5.14.6.10.1")
         else:
-            self.checks.require(info.min <= info.max, "a control element has a range", "5.14.6.9.2")
+            self.checks.require(info.min <= info.max, "a control element has a range", "5.14.6.10.1")
         _ = 1 // (info.max - info.min + 1)
-        if self.machine.profile.checked:
-            # Shown to people and to whoever logs it.
-            name = bytes(byte if 32 <= byte < 127 else 63 for byte in info.name)
-            info = ControlInfo(info.type, info.access, info.count, name, info.min, info.max, info.step, info.index)
-        return info
+        return replace(info, name=self._text(info.name))
+
+    def _text(self, raw: bytes) -> bytes:
+        """Take what is shown to people, and to whoever logs it."""
+        if not self.machine.profile.checked:
+            return raw
+        return bytes(byte if 32 <= byte < 127 else 63 for byte in raw)
 
     def _enum_items(self, number: int, control: ControlInfo) -> tuple[bytes, ...]:
         data = self._ask(ITEM_HDR.pack(SndCode.CTL_ENUM_ITEMS, number), ENUM_ITEM.size * control.max)
-        return tuple(data[at:at + ENUM_ITEM.size].split(b"\0")[0] for at in range(0, len(data), ENUM_ITEM.size))
+        return tuple(self._text(data[at:at + ENUM_ITEM.size].split(b"\0")[0])
+                     for at in range(0, len(data), ENUM_ITEM.size))
 
-    # Control elements.
+    # Jacks and control elements.
 
-    def read_control(self, number: int) -> tuple[int, ...]:
-        """Value of a control element.
+    def remap(self, jack: int, association: int, sequence: int) -> None:
+        """Put a jack into another group, or elsewhere in its group.
 
         Raises:
-            Refused: the device refuses.
+            Refused: the device refuses, or there is no such jack.
+
+        """
+        if jack >= len(self.jacks):
+            raise Refused("there is no such jack")
+        self._ask(JACK_REMAP.pack(SndCode.JACK_REMAP, jack, association, sequence))
+
+    def _element(self, number: int, access: Access) -> tuple[ControlInfo, int]:
+        """Return an element with which that may be done, and the bytes of a part of its value."""
+        if number >= len(self.controls):
+            raise Refused("there is no such control element")
+        control = self.controls[number]
+        if not control.access >> access & 1:
+            raise Refused("the control element is not for that")
+        return control, _VALUES.get(control.type, _NUMBERS)[0]
+
+    def read_control(self, number: int) -> tuple[int, ...]:
+        """Value of a control element: its parts, each as a number.
+
+        Raises:
+            Refused: the device refuses, or there is nothing to read.
             DeviceViolation: a value lies outside of its range.
 
         """
-        control = self.controls[number]
+        control, width = self._element(number, Access.READ)
         data = self._ask(ITEM_HDR.pack(SndCode.CTL_READ, number), VALUE_SIZE)
         held = self.machine.heap.alloc(VALUE_SIZE, "value")
         try:
             held.write(data)
-            values = tuple(held.get(4 * at, 4) for at in range(control.count))
+            values = tuple(held.get(width * at, width) for at in range(control.count))
         finally:
             self.machine.heap.free(held)
-        limit = control.max - (control.type == ControlType.ENUMERATED)
-        for value in values:
-            self.checks.number(value).between(control.min, limit, "a value lies in its range", "5.14.6.9.4")
+        if control.type in _RANGED:
+            limit = control.max - (control.type == ControlType.ENUMERATED)
+            for value in values:
+                self.checks.number(value).between(control.min, limit, "a value lies in its range", "5.14.6.10.2")
         return values
 
     def write_control(self, number: int, values: tuple[int, ...]) -> None:
-        """Set a control element."""
-        self._ask(ITEM_HDR.pack(SndCode.CTL_WRITE, number)
-                  + struct.pack(f"<{len(values)}I", *values).ljust(VALUE_SIZE, b"\0"))
+        """Set a control element.
+
+        Raises:
+            Refused: the device refuses, or there is nothing to set.
+
+        """
+        _, width = self._element(number, Access.WRITE)
+        raw = b"".join(value.to_bytes(width, "little") for value in values)
+        self._ask(ITEM_HDR.pack(SndCode.CTL_WRITE, number) + raw.ljust(VALUE_SIZE, b"\0"))
+
+    def read_metadata(self, number: int) -> tuple[int, bytes]:
+        """Type and content of what a control element says of itself, such as its range in decibels.
+
+        Raises:
+            Refused: the device refuses, or it has none.
+            DeviceViolation: its length is not what came.
+
+        """
+        self._element(number, Access.TLV_READ)
+        data = self._ask(ITEM_HDR.pack(SndCode.CTL_TLV_READ, number), _METADATA, least=TLV.size)
+        held = self.machine.heap.alloc(len(data), "metadata")
+        try:
+            held.write(data)
+            length = self.checks.number(held.get(4, 4)).at_most(
+                len(data) - TLV.size, "metadata is as long as it says", "5.14.6.10.3")
+            self.checks.require(not length % 4, "metadata has whole words", "5.14.6.10.3")
+            return held.get(0, 4), held.read(TLV.size, length)
+        finally:
+            self.machine.heap.free(held)
+
+    def write_metadata(self, number: int, kind: int, content: bytes) -> None:
+        """Have a control element say something else of itself.
+
+        Raises:
+            Refused: the device refuses, or it keeps none.
+
+        """
+        self._element(number, Access.TLV_WRITE)
+        self._ask(ITEM_HDR.pack(SndCode.CTL_TLV_WRITE, number) + TLV.pack(kind, len(content)) + content)
 
     # Streams.
 
@@ -246,6 +317,8 @@ class SndDriver(VirtioDriver):
             Refused: it takes no such.
 
         """
+        if stream >= len(self.streams):
+            raise Refused("there is no such stream")
         info = self.streams[stream]
         if not (info.formats >> format & 1 and info.rates >> RATES.index(rate) & 1
                 and info.channels_min <= channels <= info.channels_max and format in WIDTHS):
@@ -374,16 +447,16 @@ class SndDriver(VirtioDriver):
     def _event(self, code: int, data: int) -> None:
         checks = self.checks.number(data)
         if code in {SndCode.EVT_JACK_CONNECTED, SndCode.EVT_JACK_DISCONNECTED}:
-            jack = checks.index(len(self.jacks), "an event is of a jack that there is", "5.14.6.4")
+            jack = checks.index(len(self.jacks), "an event is of a jack that there is", "5.14.6.5")
             self._objects[0].put(8 * jack, 4, 1)
             if jack < len(self.jacks):
                 self.jacks[jack] = code == SndCode.EVT_JACK_CONNECTED
         elif code in {SndCode.EVT_PCM_PERIOD_ELAPSED, SndCode.EVT_PCM_XRUN}:
-            stream = checks.index(len(self.streams), "an event is of a stream that there is", "5.14.6.6")
+            stream = checks.index(len(self.streams), "an event is of a stream that there is", "5.14.6.7")
             self._objects[1].put(8 * stream, 4, 1)
         elif code == SndCode.EVT_CTL_NOTIFY and self.has(SndFeature.CTLS):
             control = self.checks.number(data & 0xFFFF).index(
-                len(self.controls), "an event is of a control element that there is", "5.14.6.9")
+                len(self.controls), "an event is of a control element that there is", "5.14.6.10.4")
             self._objects[3].put(8 * control, 4, 1)
         else:
             self.checks.require(False, "an event is one of those that there are", _SPEC, f"{code:#x}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import struct
 from typing import TYPE_CHECKING, Final
 
 from chamber.device.snd import ITEMS, RECORDED
 from chamber.guest.driver import DeviceTimeout
 from chamber.lab.model_use.right_data import PAUSE, WrongData, compare
-from chamber.wire.snd import PcmFormat, SndCode, SndFeature
+from chamber.wire.snd import Access, PcmFormat, SndCode, SndFeature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ __all__ = ("STIMULI",)
 
 _PERIOD: Final = 1920
 _BYTES: Final = 5 * _PERIOD
+_DECIBELS: Final = struct.pack("<2i", -6000, 60)
 
 
 def use(driver: SndDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
@@ -36,6 +38,10 @@ def use(driver: SndDriver, machine: GuestMachine, ask: Callable[[str], None]) ->
         driver.write_control(2, (1,))
         if driver.read_control(2) != (1,):
             raise WrongData("a source that was chosen")
+        driver.write_metadata(0, 1, _DECIBELS)
+        if driver.read_metadata(0) != (1, _DECIBELS):
+            raise WrongData("metadata that was written")
+    driver.remap(0, 2, 1)
     for action, code in (("unplug", SndCode.EVT_JACK_DISCONNECTED), ("plug", SndCode.EVT_JACK_CONNECTED)):
         machine.settle(PAUSE)
         driver.notified.clear()
@@ -51,9 +57,11 @@ def inspect(driver: SndDriver, machine: GuestMachine, ask: Callable[[str], None]
     if any(not 0 < info.channels_min <= info.channels_max for info in driver.streams):
         raise WrongData("a stream without channels")
     for number, control in enumerate(driver.controls):
-        if not control.name.decode("latin-1").isprintable():
+        if not all(text.decode("latin-1").isprintable() for text in (control.name, *driver.items.get(number, ()))):
             raise WrongData("a name that commands whoever shows it")
         driver.read_control(number)
+        if control.access >> Access.TLV_READ & 1:
+            driver.read_metadata(number)
     for items in driver.items.values():
         if items != ITEMS:
             raise WrongData("items of a control element")
