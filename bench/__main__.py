@@ -141,6 +141,7 @@ def main() -> None:
         return run
 
     steps: list[tuple[str, str, list[str], list[Callable[[], list[str]]]]] = [
+        ("## Memory", "Proportional set size; before this process loads what the rest needs.", ["| what | size |", "|---|---|"], [memory]),
         ("## Disks: Chamber and qemu-storage-daemon", DISKS,
          [STORAGE[0].format("qemu-storage-daemon"), STORAGE[1]], [disk_rows]),
         ("## Files: Chamber and virtiofsd", FILES,
@@ -156,7 +157,6 @@ def main() -> None:
         ("## Probe and remove on one guest", f"Median of {RUNS} runs of {CYCLES} cycles on one boot.",
          ["| device | kernel options | cycles a second | range |", "|---|---|---|---|"],
          [plain_cycles, partial(cycles, ()), partial(cycles, LOUD)]),
-        ("## Memory", "Proportional set size.", ["| what | size |", "|---|---|"], [memory]),
         ("## A whole assessment", "After set-up.", ["| target | wall time | plan |", "|---|---|---|"],
          [lambda: [assess("model")], lambda: [assess("uml")]]),
     ]
