@@ -141,7 +141,8 @@ def main() -> None:
         return run
 
     steps: list[tuple[str, str, list[str], list[Callable[[], list[str]]]]] = [
-        ("## Memory", "Proportional set size; before this process loads what the rest needs.", ["| what | size |", "|---|---|"], [memory]),
+        ("## Memory", "Proportional set size; before this process loads what the rest needs.",
+         ["| what | size |", "|---|---|"], [memory]),
         ("## Disks: Chamber and qemu-storage-daemon", DISKS,
          [STORAGE[0].format("qemu-storage-daemon"), STORAGE[1]], [disk_rows]),
         ("## Files: Chamber and virtiofsd", FILES,
