@@ -80,7 +80,7 @@ def _fio(guest: UmlGuest, file: str, block: str, depth: int, amount: str) -> tup
     return float(fields[7]), float(fields[6]) * 1024 / 1e6
 
 
-def _measure(guests: dict[str, UmlGuest], file: str) -> list[str]:
+def _measure(guests: dict[str, UmlGuest], file: str, where: str) -> list[str]:
     """Read the same from each guest, turn about, so that what else the machine does falls on both."""
     rates: Rates = {}
     for _ in range(_ROUNDS):
@@ -88,7 +88,7 @@ def _measure(guests: dict[str, UmlGuest], file: str) -> list[str]:
             for name, guest in guests.items():
                 rates.setdefault((name, size, depth), []).append(_fio(guest, file, block, depth, amount))
     ours, theirs = guests
-    return [_row(rates[ours, size, depth], rates[theirs, size, depth], f"{size}, depth {depth}")
+    return [_row(rates[ours, size, depth], rates[theirs, size, depth], f"{size}, depth {depth}{where}")
             for size, _, depth, _ in _JOBS]
 
 
@@ -111,8 +111,11 @@ def _guest(loop: EventLoop, device: DeviceType, path: Path,
         disconnect(guest, device)
 
 
-def disk_rows() -> list[str]:
-    """Requests and bytes a second of random reads from the same image, by Chamber and by qemu-storage-daemon."""
+def disk_rows(where: str = "") -> list[str]:
+    """Requests and bytes a second of random reads from the same image, by Chamber and by qemu-storage-daemon.
+
+    `where` is said in each row.
+    """
     daemon = shutil.which("qemu-storage-daemon")
     if daemon is None or shutil.which("fio") is None:
         raise TargetError("it needs qemu-storage-daemon (qemu-system-common) and fio")
@@ -129,10 +132,10 @@ def disk_rows() -> list[str]:
                                 "--export", export), theirs)):
             guests[server.command[0]] = stack.enter_context(
                 _guest(loop, DeviceType.BLOCK, server.path, lambda server=server: _running(server)))  # type: ignore[misc]
-        return _measure(guests, "/dev/vda")
+        return _measure(guests, "/dev/vda", where)
 
 
-def file_rows() -> list[str]:
+def file_rows(where: str = "") -> list[str]:
     """The same from a file of a shared directory, by Chamber and by virtiofsd."""
     if not Path(_VIRTIOFSD).exists() or shutil.which("fio") is None:
         raise TargetError("it needs virtiofsd (qemu-system-common) and fio")
@@ -159,4 +162,4 @@ def file_rows() -> list[str]:
                 if run_program(guest, *command).status:
                     raise TargetError(f"{label}: {' '.join(command)}")
             stack.callback(run_program, guest, "umount", _MOUNT)
-        return _measure(guests, f"{_MOUNT}/file")
+        return _measure(guests, f"{_MOUNT}/file", where)

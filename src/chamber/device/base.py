@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -155,7 +156,8 @@ class Device(ABC):
         if data is not None and not queue.ring.could_be_next(data >> 16):
             self.report(DriverError("a notification says where the next descriptor goes", spec="2.9",
                                     detail=f"{data:#x} for queue {index}"))
-        self.driver_ok()
+        if not self._seen_driver:
+            self.driver_ok()
         if self.hooks is not None:
             self.hooks.notified(queue)
         return self.pump(queue)
@@ -165,7 +167,7 @@ class Device(ABC):
 
         Before the driver is ready nothing of it is used (virtio 1.3, 3.1.1).
         """
-        if not queue.started or not self._seen_driver:
+        if queue.ring is None or not self._seen_driver:
             return False
         try:
             more = self.available(queue)
@@ -225,9 +227,10 @@ class Device(ABC):
         if ring is None:
             return False
         budget = ring.size
+        take = queue.pop if self.hooks is None else functools.partial(self.take, queue)
         ring.suppress_kicks()
         while budget:
-            chain = self.take(queue)
+            chain = take()
             if chain is None:
                 if queue.broken is not None or queue.ring is None or ring.arm_kick():
                     return False

@@ -43,7 +43,10 @@ class Chain:
     @property
     def writable_size(self) -> int:
         """Bytes that the device may write; as little proven as `readable_size`."""
-        return sum(length for _, length in self.writable)
+        total = 0
+        for _, length in self.writable:
+            total += length
+        return total
 
     def read(self, offset: int, length: int) -> bytes:
         """Copy up to `length` readable bytes from `offset` on; fewer where the buffer ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
@@ -76,9 +77,10 @@ class UmlTarget:
         # The others go in the order given, so that a run that is cut short has its baselines, which are first.
         todo = sorted(range(len(scenarios)), key=lambda i: ("shutdown" in scenarios[i].stimuli, i), reverse=True)
         workers: dict[Connection, _Worker] = {}
+        processors = itertools.cycle(sorted(os.sched_getaffinity(0)))
         try:
-            for _ in range(min(_GUESTS_PER_JOB * jobs, len(scenarios))):
-                worker = _Worker(self.kernel, self.options)
+            for _, processor in zip(range(min(_GUESTS_PER_JOB * jobs, len(scenarios))), processors, strict=False):
+                worker = _Worker(self.kernel, self.options, processor)
                 workers[worker.connection] = worker
                 worker.give(todo.pop(), scenarios)
             while workers:
@@ -91,7 +93,7 @@ class UmlTarget:
                     else:
                         workers.pop(ready).close()
                         if todo:  # it died; its place is taken by another
-                            fresh = _Worker(self.kernel, self.options)
+                            fresh = _Worker(self.kernel, self.options, worker.processor)
                             workers[fresh.connection] = fresh
                             fresh.give(todo.pop(), scenarios)
         finally:
@@ -106,12 +108,17 @@ class UmlTarget:
 
 
 class _Worker:
-    """A process that runs scenarios; attacks go to it by name."""
+    """A process that runs scenarios; attacks go to it by name.
 
-    def __init__(self, kernel: UmlKernel, options: tuple[str, ...]) -> None:
+    It keeps to one processor, and so does its guest: the two take turns, and neither waits for a processor to wake up.
+    """
+
+    def __init__(self, kernel: UmlKernel, options: tuple[str, ...], processor: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.processor = processor
         self.connection, inner = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_work, args=(inner, kernel, options, os.getpid()))
+        self._process: BaseProcess = context.Process(target=_work,
+                                                     args=(inner, kernel, options, processor, os.getpid()))
         self._process.start()
         inner.close()
         self.task = -1
@@ -148,13 +155,14 @@ def _end(_signal: int, _frame: object) -> None:
     raise SystemExit(0)
 
 
-def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], parent: int) -> None:
+def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], processor: int, parent: int) -> None:
     """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     signal.signal(signal.SIGTERM, _end)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return
+    os.sched_setaffinity(0, {processor})
     runner = UmlRunner(kernel, options=options)
     try:
         try:

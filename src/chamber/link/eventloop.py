@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import select
 import time
 from collections import deque
@@ -23,13 +24,14 @@ class EventLoop:
     """Calls back when a descriptor is readable or a delay is over; not thread-safe.
 
     Attributes:
-        spin: seconds to stay awake before sleeping.
+        spin: seconds to stay awake before sleeping; 0 on a single processor, which the peer needs itself.
 
     """
 
     def __init__(self, *, spin: float = 0.0) -> None:
-        self.spin = spin
+        self.spin = spin if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._epoll = select.epoll()
+        self._poll = self._epoll.poll
         self._readers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._soon: deque[Callable[[], None]] = deque()
@@ -42,10 +44,10 @@ class EventLoop:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def add_reader(self, fd: int, call: Callable[[], None]) -> None:
-        """Call back while `fd` is readable or its peer is gone."""
+    def add_reader(self, fd: int, call: Callable[[], None], *, edge: bool = False) -> None:
+        """Call back while `fd` is readable or its peer is gone; with `edge`, once for each time that it becomes so."""
         if fd not in self._readers:
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | (select.EPOLLET if edge else 0))
         self._readers[fd] = call
 
     def remove_reader(self, fd: int) -> None:
@@ -63,17 +65,20 @@ class EventLoop:
 
     def turn(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for something to happen, and handle it."""
-        now = time.monotonic()
         if self._soon:
             timeout = 0.0
         elif self._timers:
-            timeout = max(0.0, min(timeout, self._timers[0][0] - now))
-        for fd, _ in self._wait(timeout):
+            timeout = max(0.0, min(timeout, self._timers[0][0] - time.monotonic()))
+        ready = self._poll(0) if self.spin else self._poll(timeout)
+        if not ready and self.spin and timeout > 0:
+            ready = self._wait(timeout)
+        for fd, _ in ready:
             reader = self._readers.get(fd)
             if reader is not None:  # an earlier callback of this turn may have removed it
                 reader()
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
+        if self._soon:
+            for _ in range(len(self._soon)):
+                self._soon.popleft()()
         if self._timers:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
@@ -81,10 +86,7 @@ class EventLoop:
 
     def _wait(self, timeout: float) -> list[tuple[int, int]]:
         """Wait for descriptors: awake for a moment first, as a peer mostly answers sooner than a sleeper wakes."""
-        poll = self._epoll.poll
-        ready = poll(0)
-        if ready or timeout <= 0:
-            return ready
+        poll = self._poll
         clock = time.monotonic
         sleep_at = clock() + min(timeout, self.spin)
         while clock() < sleep_at:
