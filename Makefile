@@ -9,7 +9,10 @@ OUT    ?= chamber-out
 RUN_PACKAGES  := python3-venv user-mode-linux
 TEST_PACKAGES := chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qemu-system-common qemu-system-x86 seabios tshark
 
-.PHONY: setup setup-test assess test test-all lint bench clean
+# What building a kernel needs.
+KERNEL_PACKAGES := bc binutils bison coccinelle flex gcc libc6-dev patch perl xz-utils
+
+.PHONY: setup setup-test assess test test-kernel test-all lint bench clean
 
 setup: $(VENV)/.ready
 	@scripts/debian-packages $(RUN_PACKAGES)
@@ -28,9 +31,14 @@ assess: setup
 	@$(BIN)/chamber assess --out $(OUT) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup-test
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -m 'not slow and not kernel'
+
+test-kernel: setup-test
+	@scripts/debian-packages $(KERNEL_PACKAGES)
+	@$(BIN)/python -m pytest -q -m 'kernel and not slow'
 
 test-all: setup-test
+	@scripts/debian-packages $(KERNEL_PACKAGES)
 	@$(BIN)/python -m pytest -q --timeout 1800
 
 lint: setup

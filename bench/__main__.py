@@ -23,8 +23,8 @@ from bench.scale import chain_rows, device_rows, draw, queue_rows
 from bench.storage import disk_rows, file_rows
 from chamber.device.catalogue import make_device
 from chamber.lab.observation import TargetError
-from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_runner import DEVICES, LOUD, UmlRunner
+from chamber.lab.uml_kernel import LOUD, find_kernel
+from chamber.lab.uml_runner import DEVICES, UmlRunner
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from chamber.cli import targets
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Bench
 
 
@@ -50,7 +52,8 @@ def test_attacks_with_an_unknown_surface(bench: Bench) -> None:
     assert "'rings' is not one of" in err
 
 
-def test_lab_list(bench: Bench) -> None:
+def test_lab_list(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without the kernels that this user has built
     bench.missing["uml"] = "no user-mode-linux kernel here"
     status, out, _ = bench.chamber("lab", "list")
     assert status == 0

@@ -131,13 +131,18 @@ def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[
     plans = []
     for target in opened:
         columns = [p for p in lab.profiles_of(target) if p is None or not profiles or p in profiles]
-        options = ("--kernel", str(kernel.resolve())) if kernel is not None and target.kind == "uml" else ()
+        options = _kernel_option(kernel) if kernel is not None and target.kind == "uml" else ()
         plan = make_plan(target, chosen, profiles=columns, seeds=seeds, replay_options=options)
         if plan.scenarios:
             plans.append(plan)
     if not plans:
         raise click.UsageError(f"none of these attacks can act on {', '.join(t.kind for t in opened)}")
     return plans
+
+
+def _kernel_option(kernel: Path) -> tuple[str, ...]:
+    """Return the option that names a kernel from wherever it is given: its path, or the name of one built here."""
+    return "--kernel", str(kernel.resolve()) if kernel.exists() else str(kernel)
 
 
 def _run(plans: list[Plan], jobs: int, seed: int, kernel: Path | None) -> Report:

@@ -1,4 +1,4 @@
-"""``chamber lab``: what can be attacked on this machine."""
+"""``chamber lab``: what can be attacked on this machine, and what can be built for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from contextlib import closing
 
 import click
 
-from chamber.cli import targets
+from chamber.cli import lab_build, targets
+from chamber.lab.kernel.store import list_built
 from chamber.lab.observation import TargetError
 
 __all__ = ("lab",)
@@ -14,12 +15,17 @@ __all__ = ("lab",)
 
 @click.group()
 def lab() -> None:
-    """See what can be attacked on this machine."""
+    """See what can be attacked on this machine, and build kernels for it."""
+
+
+lab.add_command(lab_build.build)
+lab.add_command(lab_build.info)
+lab.add_command(lab_build.remove)
 
 
 @lab.command("list")
 def list_targets() -> None:
-    """List the targets."""
+    """List the targets, and the kernels that were built."""
     for kind in targets.KINDS:
         try:
             with closing(targets.make_target(kind)) as target:
@@ -33,3 +39,5 @@ def list_targets() -> None:
         words = (f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}"
                  for key, value in about.items())
         click.echo(f"{kind:6} available  {', '.join(words)}")
+    for kernel in list_built():
+        click.echo(f"kernel {lab_build.describe(kernel)}")

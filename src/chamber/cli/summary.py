@@ -105,4 +105,9 @@ def _sentences(report: Report) -> list[str]:
             clauses.append(f"{name} held {counts[Verdict.HELD]} of {len(results)} attacks, fell to {fell}, lost "
                            f"service to {counts[Verdict.DENIED]}")
         lines.append(f"{kind}: {'; '.join(clauses)}.")
+        covered = about.get("coverage")
+        if isinstance(covered, dict):
+            lines.append(f"{kind}: reached in drivers: " + "; ".join(
+                f"{device} {n['lines']} of {n['of']} lines, {n['sites']} of {n['of_sites']} host-input sites"
+                for device, n in covered.items()) + ".")
     return lines

@@ -72,7 +72,7 @@ _NOISE = re.compile(
     r"hard_handler|userspace|handle_syscall|new_thread_handler|check_bytes_and_report|check_object|slab_\w+|object_err|"
     r"print_trailer|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
     r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|kasan_\w+|print_\w+|free_to_partial_list|"
-    r"get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
+    r"_*asan_\w+|_*ubsan_\w+|check_region_inline|get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
 
 
@@ -86,10 +86,9 @@ def _frames(lines: list[str]) -> list[str]:
     names: list[str] = []
     for line in lines:
         frame = _FRAME.search(line)
-        if frame and not frame["unsure"] and not _NOISE.match(frame["name"]):
-            name = frame["name"].split(".")[0]
-            if name not in names:
-                names.append(name)
+        name = frame["name"].partition(".")[0] if frame and not frame["unsure"] else ""
+        if name and not _NOISE.match(name) and name not in names:
+            names.append(name)
         if len(names) == _FRAMES:
             break
     return names

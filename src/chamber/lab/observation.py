@@ -56,6 +56,7 @@ class Observation:
         console: what the guest's kernel printed.
         seconds: wall time.
         failure: why the harness could not run the scenario, if it could not.
+        reached: places of the guest's drivers that this worker had not seen reached before, where they are counted.
 
     """
 
@@ -68,6 +69,7 @@ class Observation:
     console: str = ""
     seconds: float = 0.0
     failure: str = ""
+    reached: list[tuple[str, str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.catalogue import find
+from chamber.lab.kernel.places import read_places
 from chamber.lab.observation import Observation, Scenario
 from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_runner import DEVICES, LOUD, MEMORY_MB, UmlRunner
+from chamber.lab.uml_runner import DEVICES, UmlRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chamber.device.capture import CaptureFile
+    from chamber.lab.kernel.places import Place
     from chamber.lab.uml_kernel import UmlKernel
     from chamber.wire.virtio import DeviceType
 
@@ -47,23 +49,31 @@ class UmlTarget:
     kind: Final = "uml"
     devices: Final = DEVICES
 
-    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] = LOUD,
+    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
                  capture: CaptureFile | None = None) -> None:
         self.kernel = find_kernel(kernel)
-        self.options = options
+        self.options = self.kernel.options if options is None else options
         self._capture = capture
         self._runner: UmlRunner | None = None
+        self._reached: set[Place] = set()
 
     def describe(self) -> dict[str, object]:
         """What the report says about this target."""
-        return {"kind": self.kind, "kernel": self.kernel.release, "path": str(self.kernel.path),
-                "options": list(self.options), "memory_mb": MEMORY_MB}
+        about: dict[str, object] = {"kind": self.kind, "kernel": self.kernel.release, "path": str(self.kernel.path),
+                                    "options": list(self.options), "memory_mb": self.kernel.memory_mb}
+        if self._reached and self.kernel.built is not None:
+            about["coverage"] = {
+                lines.device.short: dict(zip(("lines", "of", "sites", "of_sites"), lines.counts(), strict=True))
+                for lines in read_places(self.kernel.built).report(self._reached) if any(lines.covered.values())}
+        return about
 
     def run(self, scenario: Scenario) -> Observation:
         """Run one scenario here and now."""
         if self._runner is None:
             self._runner = UmlRunner(self.kernel, options=self.options, capture=self._capture)
-        return self._runner.run(scenario)
+        observation = self._runner.run(scenario)
+        self._reached.update(observation.reached)
+        return observation
 
     def run_all(self, scenarios: list[Scenario], on_result: Callable[[Scenario, Observation], None],
                 jobs: int = os.cpu_count() or 1) -> None:
@@ -87,7 +97,9 @@ class UmlTarget:
                 for ready in wait(list(workers)):
                     assert isinstance(ready, Connection)
                     worker = workers[ready]
-                    on_result(scenarios[worker.task], worker.result())
+                    observation = worker.result()
+                    self._reached.update(observation.reached)
+                    on_result(scenarios[worker.task], observation)
                     if todo and worker.alive:
                         worker.give(todo.pop(), scenarios)
                     else:

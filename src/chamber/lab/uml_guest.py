@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import chamber
+from chamber.lab.kernel.coverage import CoverageMap
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_fp_filter
 from chamber.link.vhost_user import Backend
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from chamber.link.vhost_user import Servable
     from chamber.wire.virtio import DeviceType
 
-__all__ = ("MEMORY_MB", "GuestDied", "UmlGuest")
+__all__ = ("GuestDied", "UmlGuest")
 
-MEMORY_MB: Final = 96
 _BOOT_SECONDS: Final = 60.0
 _CONSOLE_LIMIT: Final = 1 << 20
 _NUDGE_SECONDS: Final = 1.0
@@ -62,11 +62,13 @@ class UmlGuest:
         observer: sees all that devices read from buffers, if given.
         sockets: back ends that others serve, such as qemu-storage-daemon, by their sockets.
         more: further devices, of any types, by their sockets.
-        memory_mb: megabytes of the guest's memory.
+        memory_mb: megabytes of the guest's memory; by default what the kernel needs.
 
     Attributes:
         platform: what the guest calls each device.
         more: the same for further devices.
+        coverage: what its drivers execute, if its kernel counts that.
+        sections: where its modules' code is: for each module, the addresses of its sections.
 
     """
 
@@ -74,16 +76,18 @@ class UmlGuest:
                  devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
                  options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None,
                  sockets: Mapping[DeviceType, Path] | None = None,
-                 more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int = MEMORY_MB) -> None:
+                 more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int | None = None) -> None:
         self.kernel = kernel
         self.platform: dict[DeviceType, str] = {}
         self.backends: dict[DeviceType, Backend] = {}
         self.asked: Callable[[str], None] = lambda _action: None
         self.steps: list[dict[str, Any]] = []
         self.more: list[str] = []
+        self.coverage: CoverageMap | None = None
+        self.sections: dict[str, dict[str, int]] = {}
         self._sockets = dict(sockets or {})
         self._more = tuple(more)
-        self._memory_mb = memory_mb
+        self._memory_mb = memory_mb or kernel.memory_mb
         self._loop = loop
         self._console = bytearray()
         self._messages: list[dict[str, Any]] = []
@@ -100,6 +104,9 @@ class UmlGuest:
                 stack.callback(backend.close)
                 self.backends[device] = backend
                 self._sockets[device] = self.folder / device.short
+            if kernel.counts:
+                self.coverage = stack.enter_context(CoverageMap(self.folder / "coverage"))
+                options = (*options, self.coverage.argument)
             self._spawn(stack, options)
             self._closing = stack.pop_all()
         try:
@@ -121,15 +128,18 @@ class UmlGuest:
             os.set_blocking(console_out, False)
             source = self.folder / "src"
             source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
+            # In a file, as the command line holds 4096 bytes and no more.
+            modules = self.folder / "modules"
+            modules.write_text("\n".join(map(str, self.kernel.modules)), encoding="utf-8")
             command = [
                 str(self.kernel.path), f"mem={self._memory_mb}M",
                 "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
-                f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}",
+                f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}", "ssl=null",
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
                 *(f"virtio_uml.device={path}:{int(device)}" for device, path in (*self._sockets.items(), *self._more)),
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
-                "--modules", ",".join(map(str, self.kernel.modules)),
+                "--modules", str(modules),
             ]
             fp_filter = needs_fp_filter()
             libc = ctypes.CDLL(None)
@@ -166,6 +176,12 @@ class UmlGuest:
         names = hello["devices"]
         self.platform = dict(zip(self._sockets, names[:len(self._sockets)], strict=True))
         self.more = names[len(self._sockets):]
+        if self.coverage is not None:
+            if not self.coverage.attached:
+                raise TargetError(f"{self.kernel.path}: it was built to count what drivers execute, and does not")
+            answer = self.request(_BOOT_SECONDS, do="sections")
+            self.sections = answer["sections"] if answer is not None else {}
+            self.coverage.count(on=True)
         self.take_console()
 
     # What the guest says.

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from chamber.lab.kernel.store import BuiltKernel, find_built
 from chamber.lab.observation import TargetError
 
-__all__ = ("MODULES", "UmlKernel", "find_kernel", "install_fp_filter", "needs_fp_filter")
+__all__ = ("LOUD", "MODULES", "UmlKernel", "find_kernel", "install_fp_filter", "needs_fp_filter")
 
 INSTALL_HINT: Final = "no user-mode-linux kernel here: as root, apt-get install user-mode-linux"
 _MODULES_TOP: Final = Path("/usr/lib/uml/modules")
@@ -38,6 +39,10 @@ MODULES: Final = (
 )
 """Modules to load, in the order in which they need each other; those that are missing are built in, or not there."""
 
+LOUD: Final = ("slub_debug=FZPU",)
+"""Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
+_KASAN_MEMORY_MB: Final = 160
+
 _AT_MINSIGSTKSZ: Final = 51
 _UML_FP_BYTES: Final = 2696
 """Room for floating-point registers in User-Mode Linux up to 6.12 (HOST_FP_SIZE)."""
@@ -57,16 +62,27 @@ class UmlKernel:
         path: the executable.
         release: what it says that it is, such as ``6.1.176``.
         modules: the modules to load, present ones only.
+        options: words for its command line that make silent corruption loud.
+        memory_mb: megabytes that a guest needs with it.
+        built: what is known of a kernel that Chamber built.
 
     """
 
     path: Path
     release: str
     modules: tuple[Path, ...]
+    options: tuple[str, ...] = LOUD
+    memory_mb: int = 96
+    built: BuiltKernel | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can count what its drivers execute."""
+        return self.built is not None and "coverage" in self.built.options
 
 
 def find_kernel(path: Path | None = None) -> UmlKernel:
-    """Find Debian's ``linux.uml``, or look at the kernel given.
+    """Find Debian's ``linux.uml``, or look at the kernel given: one built here, by its name, or any, by its path.
 
     Raises:
         TargetError: there is none, or it is not a user-mode-linux kernel.
@@ -77,6 +93,10 @@ def find_kernel(path: Path | None = None) -> UmlKernel:
         if found is None:
             raise TargetError(INSTALL_HINT)
         path = Path(found)
+    elif not path.exists() and path.parent == Path():
+        return _built(find_built(str(path)))
+    elif (path.parent / "chamber.json").exists():
+        return _built(BuiltKernel.read(path.parent))
     elif not path.is_file() or not os.access(path, os.X_OK):
         raise TargetError(f"{path}: no kernel that can be executed")
     try:
@@ -88,6 +108,14 @@ def find_kernel(path: Path | None = None) -> UmlKernel:
         raise TargetError(f"{path}: not a user-mode-linux kernel (it does not tell its version)")
     top = _MODULES_TOP / release / "kernel"
     return UmlKernel(path.resolve(), release, tuple(top / m for m in MODULES if (top / m).exists()))
+
+
+def _built(kernel: BuiltKernel) -> UmlKernel:
+    modules = tuple(kernel.folder / "modules" / m for m in kernel.modules)
+    if "kasan" in kernel.options:
+        # KASAN sees more than the checks of slabs do, which would cost half of the speed besides; and it takes memory.
+        return UmlKernel(kernel.binary, kernel.release, modules, ("kasan_multi_shot",), _KASAN_MEMORY_MB, kernel)
+    return UmlKernel(kernel.binary, kernel.release, modules, built=kernel)
 
 
 def needs_fp_filter() -> bool:

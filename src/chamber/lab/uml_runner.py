@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
+from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
-from chamber.lab.uml_guest import MEMORY_MB, GuestDied, UmlGuest
+from chamber.lab.uml_guest import GuestDied, UmlGuest
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
 
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
     from chamber.device.capture import CaptureFile
+    from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
     from chamber.lab.uml_kernel import UmlKernel
 
-__all__ = ("DEVICES", "LOUD", "MEMORY_MB", "UmlRunner")
+__all__ = ("DEVICES", "UmlRunner")
 
 DEVICES: Final = (DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE, DeviceType.BALLOON, DeviceType.FS,
                   DeviceType.SCSI, DeviceType.VSOCK)
@@ -46,10 +48,6 @@ _WAKE_AFTER: Final = 0.06
 _WAKE_AGAIN: Final = 1.0
 _SPIN_SECONDS: Final = 0.0005
 
-LOUD: Final = ("slub_debug=FZPU",)
-"""Kernel options that make silent corruption loud: red zones, poison, owners and checks of slab objects."""
-
-
 _WAITING: Final = re.compile(
     r"__switch_to|_*schedule|io_sched|wait_|_*wait_for|folio_|filemap_|do_read_cache|read_cache")
 """Where every process waits: not what tells one hang from another."""
@@ -63,17 +61,17 @@ class UmlRunner:
 
     Args:
         kernel: what to boot.
-        options: further words for the kernel's command line.
+        options: further words for the kernel's command line; by default those that make it loud.
         make_device: builds the device of a type with the hooks given.
         capture: where to write down what crosses the boundary.
 
     """
 
-    def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] = LOUD,
+    def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] | None = None,
                  make_device: Callable[..., Device] = make_device, capture: CaptureFile | None = None) -> None:
         self.kernel = kernel
         self.boots = 0
-        self._options = options
+        self._options = kernel.options if options is None else options
         self._make_device = make_device
         self._capture = capture
         self._loop = EventLoop(spin=_SPIN_SECONDS)
@@ -88,6 +86,8 @@ class UmlRunner:
         self._leaks = LeakWatch(b"")
         self._usual: dict[tuple[DeviceType, tuple[str, ...], str], float] = {}
         self._ring = "split"
+        self._reached: set[Place] = set()
+        self._fresh: list[Place] = []
 
     # What the guest's kernel reaches.
 
@@ -151,6 +151,7 @@ class UmlRunner:
         """End the guest; the next scenario boots another."""
         guest, self._guest = self._guest, None
         if guest is not None:
+            self._note_places(guest)
             guest.close()
         while self._devices:
             self._devices.popitem()[1].close()
@@ -176,8 +177,19 @@ class UmlRunner:
         except TargetError as error:
             self.discard()
             observation = Observation(failure=str(error))
+        if self._guest is not None:
+            self._note_places(self._guest)
+        observation.reached, self._fresh = self._fresh, []
         observation.seconds = time.monotonic() - begin
         return observation
+
+    def _note_places(self, guest: UmlGuest) -> None:
+        """Read which places of drivers were reached, also by a guest that is no more."""
+        if guest.coverage is None:
+            return
+        located = locate(guest.coverage.places(), guest.sections)
+        self._fresh += located - self._reached
+        self._reached |= located
 
     def _confirm(self, scenario: Scenario, first: Observation) -> Observation:
         """Run an attack again on fresh guests: as they are, then with their memory used by an honest run before."""

@@ -137,7 +137,12 @@ def _execute(request: dict[str, object]) -> dict[str, object]:
     return program.run(arguments if isinstance(arguments, list) else [], float(str(request["seconds"])))
 
 
-_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute}
+def _sections(_request: dict[str, object]) -> dict[str, object]:
+    """Say where the modules' code is."""
+    return {"sections": kernel.module_sections()}
+
+
+_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "sections": _sections}
 """What is asked for and answered at once, or refused with an error."""
 
 
@@ -147,7 +152,7 @@ def main() -> None:
     tty.setraw(terminal)
     report = Report(terminal)
     try:
-        _setup(sys.argv[sys.argv.index("--modules") + 1].split(",") if "--modules" in sys.argv else [])
+        _setup(Path(sys.argv[sys.argv.index("--modules") + 1]).read_text(encoding="utf-8").splitlines())
         report.send(hello=os.uname().release, devices=kernel.platform_devices())
     except OSError as error:
         report.send(failed=str(error))

@@ -16,6 +16,7 @@ __all__ = (
     "bind_platform",
     "check_slabs",
     "load_module",
+    "module_sections",
     "mount",
     "plant",
     "platform_devices",
@@ -58,6 +59,13 @@ def load_module(path: Path) -> None:
         _check(_LIBC.syscall(_FINIT_MODULE, fd, b"", 0), f"load {path.name}")
     finally:
         os.close(fd)
+
+
+def module_sections() -> dict[str, dict[str, int]]:
+    """Return where the code of each module is, by section."""
+    return {module.parent.name: {path.name: int(path.read_text(encoding="ascii"), 16)
+                                 for path in sorted(module.glob(".*text*"))}
+            for module in Path("/sys/module").glob("*/sections")}
 
 
 def power_off() -> None:
