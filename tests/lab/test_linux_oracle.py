@@ -110,3 +110,18 @@ def test_several_reports_stay_in_order_and_repeat_once() -> None:
 @given(st.text(max_size=2000))
 def test_any_text_is_judged(text: str) -> None:
     assert isinstance(judge_console(text), list)
+
+
+def test_kasan_names_the_function_itself() -> None:
+    text = """[ 1.0] BUG: KASAN: slab-use-after-free in virtio_fs_done+0x1/0x2
+[ 1.0] Call Trace:
+[ 1.0]  [<60000000>] sprintf+0x1/0x2
+[ 1.0]  [<60000000>] __asan_report_load8_noabort+0x1/0x2
+[ 1.0]  [<60000000>] virtio_fs_done+0x1/0x2
+[ 1.0]  [<60000000>] process_one_work+0x1/0x2
+"""
+    (evidence,) = judge_console(text)
+    assert evidence.signature == "KASAN slab-use-after-free: virtio_fs_done < process_one_work"
+    assert evidence.harm is Harm.MEMORY
+    (evidence,) = judge_console(text.replace("in virtio_fs_done", "in sized_strscpy"))
+    assert evidence.signature == "KASAN slab-use-after-free: virtio_fs_done < process_one_work"

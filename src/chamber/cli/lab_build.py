@@ -14,7 +14,7 @@ from rich.console import Console
 
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
-from chamber.lab.kernel.edits import Edit
+from chamber.lab.kernel.edits import PatchFile
 from chamber.lab.kernel.source import find_source
 from chamber.lab.kernel.store import find_built, list_built, remove_built
 
@@ -47,7 +47,7 @@ def build(source: str, applied: tuple[Path, ...], reverted: tuple[Path, ...], na
     """
     if name is not None and (not name or name.startswith((".", "-")) or "/" in name):
         raise click.BadParameter("a name is one of a folder", param_hint="--name")
-    edits = [Edit(path) for path in applied] + [Edit(path, revert=True) for path in reverted]
+    edits = [PatchFile(path) for path in applied] + [PatchFile(path, revert=True) for path in reverted]
     chosen = KernelOptions(**{field.name: options[field.name] for field in fields(KernelOptions)})
     console = Console(stderr=True)
     with console.status(f"Kernel {source}") as status:

@@ -14,6 +14,7 @@ from chamber.assess.report_json import ReportError
 from chamber.attacks.catalogue import UnknownAttackError
 from chamber.cli.assess import assess
 from chamber.cli.attacks import attacks
+from chamber.cli.bench import bench
 from chamber.cli.drive import drive
 from chamber.cli.lab import lab
 from chamber.cli.replay import replay
@@ -35,7 +36,7 @@ def chamber() -> None:
     """Put a malicious host in front of a guest's virtio drivers and see what happens."""
 
 
-for _command in (assess, attacks, replay, serve, drive, lab):
+for _command in (assess, attacks, replay, serve, drive, lab, bench):
     chamber.add_command(_command)
 
 

@@ -36,7 +36,7 @@ def _sign(pattern: str, harm: Harm, name: str) -> _Sign:
 
 
 _SIGNS: Final = (
-    _sign(r"BUG: KASAN: (?P<what>[\w-]+)", Harm.MEMORY, "KASAN"),
+    _sign(r"BUG: KASAN: (?P<what>[\w-]+)(?: in (?P<at>\w+))?", Harm.MEMORY, "KASAN"),
     _sign(r"UBSAN: (?P<what>array-index-out-of-bounds|object-size[\w-]*) in", Harm.MEMORY, "UBSAN"),
     _sign(r"UBSAN: (?P<what>[\w-]+) in", Harm.DENIAL, "UBSAN"),
     _sign(r"BUG (?P<cache>[\w:-]+) \([^)]*\): (?P<what>[A-Z][\w ]+)", Harm.MEMORY, "slab"),
@@ -70,7 +70,7 @@ _NOISE = re.compile(
     r"^(_?printk|vprintk\w*|show_stack|show_regs|dump_stack\w*|panic|__warn\w*|warn_slowpath\w*|um_set_signals|block_signals|"
     r"unblock_signals\w*|segv\w*|sig_handler\w*|relay_signal|bad_segv|set_signals\w*|fatal_sigsegv|timer_real_alarm\w*|"
     r"hard_handler|userspace|handle_syscall|new_thread_handler|check_bytes_and_report|check_object|slab_\w+|object_err|"
-    r"print_trailer|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
+    r"print_trailer|sprintf|info_print_prefix|printk_get_next_message|console_\w+|mem\w+|str\w*cpy|sized_strscpy|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
     r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|kasan_\w+|print_\w+|free_to_partial_list|"
     r"_*asan_\w+|_*ubsan_\w+|check_region_inline|get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
@@ -134,6 +134,10 @@ def judge_console(text: str) -> list[Evidence]:
         groups = match.groupdict()
         harm, name = sign.harm, sign.name
         where = _frames(context)
+        if groups.get("at") and not _NOISE.match(groups["at"]):
+            # The function that it names did it. A trace of User-Mode Linux begins with what printed the report, now and
+            # then with more of that than is known here.
+            where = [groups["at"], *(name for name in where if name != groups["at"])][:_FRAMES]
         if sign.name.startswith("fault"):
             kind, at = _fault(lines, number)
             name = kind or name

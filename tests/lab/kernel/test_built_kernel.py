@@ -11,7 +11,7 @@ import pytest
 from chamber.attacks.catalogue import find
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
-from chamber.lab.kernel.edits import Edit
+from chamber.lab.kernel.edits import PatchFile
 from chamber.lab.kernel.places import read_places
 from chamber.lab.kernel.source import find_source
 from chamber.lab.kernel.store import BuiltKernel, remove_built
@@ -86,7 +86,7 @@ def test_what_was_reached_is_known_by_file_and_line(kernel: BuiltKernel) -> None
 def test_a_planted_bug_shows_with_an_honest_device_and_goes_with_its_patch(kernel: BuiltKernel, tmp_path: Path) -> None:
     patch = tmp_path / "planted.cocci"
     patch.write_text(PLANTED, encoding="utf-8")
-    planted = build_kernel(find_source(SERIES), KernelOptions(), [Edit(patch)])
+    planted = build_kernel(find_source(SERIES), KernelOptions(), [PatchFile(patch)])
     try:
         with closing(UmlTarget(planted.binary)) as target:
             observation = target.run(Scenario(DeviceType.BLOCK))

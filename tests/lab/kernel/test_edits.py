@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chamber.lab.kernel.edits import Edit, edit_tree
+from chamber.lab.kernel.edits import PatchFile, edit_tree
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def edit(tree: Path, name: str, *, revert: bool = False, text: str = "") -> Edit:
+def edit(tree: Path, name: str, *, revert: bool = False, text: str = "") -> PatchFile:
     path = tree.parent / f"{name}.patch"
     path.write_text(text or PATCHES[name], encoding="utf-8")
-    return Edit(path, revert)
+    return PatchFile(path, revert)
 
 
 def contents(tree: Path) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def test_two_patches_of_one_file_build_on_each_other(tree: Path) -> None:
     second = tree.parent / "second.patch"
     second.write_text(PATCHES["one"].replace("return 11", "return 111").replace("return 1;", "return 11;"),
                       encoding="utf-8")
-    edit_tree(tree, [edit(tree, "one"), Edit(second)], nothing)
+    edit_tree(tree, [edit(tree, "one"), PatchFile(second)], nothing)
     assert b"return 111;" in (tree / "drivers/a.c").read_bytes()
 
 
@@ -97,13 +97,13 @@ def test_what_does_not_apply_is_told_and_leaves_the_tree_alone(tree: Path, text:
 def test_a_semantic_patch_changes_the_files_that_it_names(tree: Path) -> None:
     path = tree.parent / "more.cocci"
     path.write_text("// files: drivers/a.c\n@@\n@@\n- return 1;\n+ return 7;\n", encoding="utf-8")
-    edit_tree(tree, [Edit(path)], nothing)
+    edit_tree(tree, [PatchFile(path)], nothing)
     assert b"return 7;" in (tree / "drivers/a.c").read_bytes()
     path.write_text("// files: drivers/a.c\n@@\n@@\n- return 5;\n+ return 7;\n", encoding="utf-8")
     with pytest.raises(TargetError, match="changes nothing"):
-        edit_tree(tree, [Edit(path)], nothing)
+        edit_tree(tree, [PatchFile(path)], nothing)
     with pytest.raises(TargetError, match="can't be reverted"):
-        edit_tree(tree, [Edit(path, revert=True)], nothing)
+        edit_tree(tree, [PatchFile(path, revert=True)], nothing)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)

@@ -97,7 +97,7 @@ def _key(source: KernelSource, options: KernelOptions, edits: Sequence[Edit]) ->
     compiler = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=False).stdout
     parts = [source.identity, source.version, compiler, fragment(options)]
     parts += [f"{path} {text!r}" for path, text in _additions(source.tree, lambda _path: b"").items()]
-    parts += [f"{edit.revert} {edit.read()}" for edit in edits]
+    parts += [edit.identity for edit in edits]
     if Path(source.identity).is_absolute():
         parts.append(_fingerprint(Path(source.identity)))
     for part in parts:
@@ -117,7 +117,7 @@ def _fingerprint(tree: Path) -> str:
 
 
 def _name(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], key: str) -> str:
-    words = [source.version, *options.words(), *(e.path.stem for e in edits)]
+    words = [source.version, *options.words(), *(e.name for e in edits)]
     return "-".join(words)[:100] + f"-{key[:8]}"
 
 
@@ -227,7 +227,7 @@ def _keep(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], o
     built = BuiltKernel(
         folder=folder, key=key, release=(out / "include/config/kernel.release").read_text(encoding="ascii").strip(),
         source=source.identity, tree=str(source.tree), options=tuple(options.words()),
-        edits=tuple(f"{'revert' if e.revert else 'apply'} {e.path.name}" for e in edits),
+        edits=tuple(e.name for e in edits),
         modules=tuple(path.name for path in _ordered(modules)), seconds=round(seconds, 1), built=int(time.time()))
     (part / "chamber.json").write_text(json.dumps(built.as_json(), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

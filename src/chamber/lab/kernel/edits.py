@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from chamber.lab.kernel.source import originals_of
 from chamber.lab.observation import TargetError
@@ -20,15 +20,93 @@ from chamber.lab.observation import TargetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("Edit", "edit_tree")
+__all__ = ("Edit", "PatchFile", "Substitution", "edit_tree")
 
 _NAMED: Final = re.compile(r"^(?:---|\+\+\+) (?!/dev/null)(?:[ab]/)?(\S+)", re.MULTILINE)
 _COCCI_FILE: Final = re.compile(r"^// *files?: *(.+)$", re.MULTILINE)
 _SPATCH_SECONDS: Final = 300
 
 
+class Edit(Protocol):
+    """A change to source."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, in the name of the kernel that is built with it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """All that it is, as text: the same text, the same change."""
+        ...
+
+    def files(self) -> list[str]:
+        """Return which files of a tree it is about."""
+        ...
+
+    def apply(self, folder: Path) -> None:
+        """Change those files, which are in a folder of their own."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Edit:
+class Substitution:
+    """A change in a few words: each (file, pattern, replacement), where the pattern must be found once in its file.
+
+    Attributes:
+        name: what it is called.
+        changes: in order; patterns and replacements are those of `re.sub`, over lines.
+
+    """
+
+    name: str
+    changes: tuple[tuple[str, str, str], ...]
+
+    @property
+    def identity(self) -> str:
+        """The changes."""
+        return repr(self.changes)
+
+    def files(self) -> list[str]:
+        """Return the files that it names.
+
+        Raises:
+            TargetError: one lies outside the tree.
+
+        """
+        return _inside(self.name, [file for file, _, _ in self.changes])
+
+    def apply(self, folder: Path) -> None:
+        """Change them.
+
+        Raises:
+            TargetError: a file is missing, or a pattern is not found once.
+
+        """
+        for file, pattern, put in self.changes:
+            path = folder / file
+            if not path.exists():
+                raise TargetError(f"{self.name} does not apply: there is no {file}")
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            try:
+                text, count = re.subn(pattern, put, text, flags=re.MULTILINE)
+            except re.error as error:
+                raise TargetError(f"{self.name}: {pattern}: {error}") from None
+            if count != 1:
+                raise TargetError(f"{self.name} does not apply: {file} has {count} of {pattern}")
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _inside(name: str, files: Iterable[str]) -> list[str]:
+    found = list(dict.fromkeys(files))
+    for file in found:
+        if os.path.isabs(file) or ".." in Path(file).parts:
+            raise TargetError(f"{name}: {file} lies outside the tree")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFile:
     """A change to source, from a file.
 
     A patch is one for ``patch -p1``. A semantic patch is one for Coccinelle's spatch; a comment ``// files: PATH ...``
@@ -48,6 +126,16 @@ class Edit:
         """Whether it is a semantic patch."""
         return self.path.suffix == ".cocci"
 
+    @property
+    def name(self) -> str:
+        """The file's, without its ending, and whether it is taken back."""
+        return f"revert-{self.path.stem}" if self.revert else self.path.stem
+
+    @property
+    def identity(self) -> str:
+        """The text, and which way."""
+        return f"{self.revert} {self.read()}"
+
     def read(self) -> str:
         """Return the text.
 
@@ -62,24 +150,50 @@ class Edit:
         except OSError as error:
             raise TargetError(f"{self.path}: {error.strerror}") from None
 
-    def files(self, text: str) -> list[str]:
+    def files(self) -> list[str]:
         """Return which files of a tree it is about.
 
         Raises:
             TargetError: it names none, or one outside the tree.
 
         """
+        text = self.read()
         if self.semantic:
             named = [name for line in _COCCI_FILE.findall(text) for name in line.split()]
         else:
             named = _NAMED.findall(text)
-        names = list(dict.fromkeys(named))
-        if not names:
+        if not named:
             raise TargetError(f"{self.path}: names no file to change")
-        for name in names:
-            if os.path.isabs(name) or ".." in Path(name).parts:
-                raise TargetError(f"{self.path}: {name} lies outside the tree")
-        return names
+        return _inside(str(self.path), named)
+
+    def apply(self, folder: Path) -> None:
+        """Change them by ``patch`` or ``spatch``.
+
+        Raises:
+            TargetError: the tool is missing, or the patch does not apply.
+
+        """
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        if self.semantic:
+            self._run("spatch", "coccinelle", folder, "--very-quiet", "--in-place", "--sp-file",
+                      str(self.path.resolve()), *self.files())
+        else:
+            self._run("patch", "patch", folder, "-p1", "--batch", "--silent", "--no-backup-if-mismatch",
+                      "--reject-file=-", "-R" if self.revert else "--forward", "-i", str(self.path.resolve()))
+        if before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}:
+            raise TargetError(f"{self.path} does not apply: it changes nothing")
+
+    def _run(self, tool: str, package: str, folder: Path, *arguments: str) -> None:
+        if shutil.which(tool) is None:
+            raise TargetError(f"{self.path} needs {tool}: as root, apt-get install {package}")
+        try:
+            done = subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+                                  timeout=_SPATCH_SECONDS, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise TargetError(f"{self.path}: {tool} did not end within {_SPATCH_SECONDS} s") from None
+        if done.returncode:
+            said = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
+            raise TargetError(f"{self.path} does not apply: {said[0]}")
 
 
 def edit_tree(tree: Path, edits: Iterable[Edit], own: Callable[[Callable[[str], bytes | None]], dict[str, bytes]],
@@ -100,8 +214,8 @@ def edit_tree(tree: Path, edits: Iterable[Edit], own: Callable[[Callable[[str], 
             _save(tree, originals, path)
             wanted[path] = changed
         for edit in edits:
-            text = edit.read()
-            for path in edit.files(text):
+            files = edit.files()
+            for path in files:
                 _save(tree, originals, path)
                 before = wanted[path] if path in wanted else _original(tree, originals, path)
                 target = work / path
@@ -110,8 +224,8 @@ def edit_tree(tree: Path, edits: Iterable[Edit], own: Callable[[Callable[[str], 
                     target.write_bytes(before)
                 else:
                     target.unlink(missing_ok=True)
-            _apply(edit, text, work)
-            for path in edit.files(text):
+            edit.apply(work)
+            for path in files:
                 wanted[path] = (work / path).read_bytes() if (work / path).exists() else None
     for path, content in wanted.items():
         _write(tree / path, content)
@@ -155,28 +269,3 @@ def _write(path: Path, content: bytes | None) -> None:
     elif not path.exists() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def _apply(edit: Edit, text: str, work: Path) -> None:
-    if edit.semantic:
-        _run_tool("spatch", "coccinelle", work, "--very-quiet", "--in-place", "--sp-file", str(edit.path.resolve()),
-                  *edit.files(text), edit=edit)
-        return
-    _run_tool("patch", "patch", work, "-p1", "--batch", "--silent", "--no-backup-if-mismatch", "--reject-file=-",
-              *(["-R"] if edit.revert else ["--forward"]), "-i", str(edit.path.resolve()), edit=edit)
-
-
-def _run_tool(tool: str, package: str, work: Path, *arguments: str, edit: Edit) -> None:
-    if shutil.which(tool) is None:
-        raise TargetError(f"{edit.path} needs {tool}: as root, apt-get install {package}")
-    before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
-    try:
-        done = subprocess.run([tool, *arguments], cwd=work, capture_output=True, text=True, check=False,
-                              timeout=_SPATCH_SECONDS, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise TargetError(f"{edit.path}: {tool} did not end within {_SPATCH_SECONDS} s") from None
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
-        raise TargetError(f"{edit.path} does not apply: {said[0]}")
-    if before == {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}:
-        raise TargetError(f"{edit.path} does not apply: it changes nothing")

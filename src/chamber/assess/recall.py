@@ -1,0 +1,172 @@
+"""How many known bugs are found: each is brought back into a kernel, which is attacked beside the fixed one."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chamber.assess.engine import Outcome, run_plan
+from chamber.assess.plan import make_plan
+from chamber.assess.verdict import Verdict
+from chamber.attacks.catalogue import catalogue
+from chamber.lab.kernel.build import build_kernel
+from chamber.lab.kernel.source import find_source
+from chamber.lab.kernel.store import remove_built
+from chamber.lab.observation import TargetError
+from chamber.lab.uml import UmlTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chamber.assess.result import Result
+    from chamber.assess.truth import KnownBug, OpenBug, Truth
+    from chamber.lab.kernel.config import KernelOptions
+    from chamber.lab.kernel.edits import Edit
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("Alarm", "Recall", "Row", "measure_recall")
+
+_ALARMING: Final = frozenset({Verdict.BROKEN, Verdict.LEAKED})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one bug.
+
+    Attributes:
+        bug: the bug.
+        found: whether an attack showed it.
+        attacks: those that did.
+        signature: what the first of them showed.
+        reason: why it was not found, in words.
+        seconds: to build the kernel and to attack it.
+
+    """
+
+    bug: KnownBug
+    found: bool
+    attacks: tuple[str, ...]
+    signature: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A finding on a fixed kernel that no open bug explains, or an honest device that was not served there."""
+
+    source: str
+    device: DeviceType
+    attack: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """All of it."""
+
+    rows: tuple[Row, ...]
+    alarms: tuple[Alarm, ...]
+    interrupted: bool
+
+    @property
+    def found(self) -> int:
+        """How many bugs were found."""
+        return sum(row.found for row in self.rows)
+
+
+class _Bench:
+    """Builds kernels and attacks them; a fixed kernel once for each device."""
+
+    def __init__(self, options: KernelOptions, jobs: int, tell: Callable[[str], None]) -> None:
+        self._options = options
+        self._jobs = jobs
+        self._tell = tell
+        self._fixed: dict[tuple[str, DeviceType], Outcome] = {}
+
+    def attack(self, source: str, device: DeviceType, edits: Sequence[Edit] = ()) -> Outcome:
+        """Attack a kernel with all there is for one device.
+
+        Raises:
+            TargetError: it can't be built.
+            KeyboardInterrupt: the run was cut short.
+
+        """
+        kernel = build_kernel(find_source(source), self._options, edits, jobs=self._jobs)
+        try:
+            with closing(UmlTarget(kernel.binary)) as target:
+                plan = make_plan(target, [spec for spec in catalogue() if spec.device is device])
+                if not plan.scenarios:
+                    raise TargetError(f"there is no attack on {device.short} of {target.kind}")
+                outcome = run_plan(plan, jobs=self._jobs)
+        finally:
+            if edits:
+                remove_built(kernel)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        return outcome
+
+    def fixed(self, bug: KnownBug) -> Outcome:
+        """Attack the fixed kernel, or remember what came of it."""
+        key = bug.source, bug.device
+        if key not in self._fixed:
+            self._tell(f"{bug.source}: {bug.device.short}, all fixed")
+            self._fixed[key] = self.attack(*key)
+        return self._fixed[key]
+
+    def row(self, bug: KnownBug) -> Row:
+        """Bring a bug back, and look for it."""
+        begin = time.monotonic()
+        try:
+            fixed = self.fixed(bug)
+            self._tell(f"{bug.id}: {bug.subject}")
+            vulnerable = self.attack(bug.source, bug.device, [bug.undo])
+        except TargetError as error:
+            return Row(bug, False, (), "", str(error), time.monotonic() - begin)
+        hits = _difference(vulnerable.results, fixed.results, bug.expected)
+        reason = "" if hits else _why_missed(vulnerable.results)
+        return Row(bug, bool(hits), tuple(hit.attack.name for hit in hits), hits[0].signature if hits else "", reason,
+                   time.monotonic() - begin)
+
+    def alarms(self, known: Sequence[OpenBug]) -> list[Alarm]:
+        """Return what fixed kernels showed and nobody expects of them."""
+        found = []
+        for (source, device), outcome in self._fixed.items():
+            found += [Alarm(source, device, result.attack.name, result.signature) for result in outcome.results
+                      if result.verdict in _ALARMING and not any(
+                          bug.device is device and bug.signature.search(result.signature) for bug in known)]
+            found += [Alarm(source, device, "an honest device", baseline.fault) for baseline in outcome.baselines
+                      if baseline.fault]
+        return found
+
+
+def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result], expected: frozenset[Verdict]) -> list[Result]:
+    """Return what the one kernel shows, as expected, and the other does not show: neither there nor anywhere else."""
+    before = {result.attack.name: result.verdict for result in fixed}
+    shown = {result.signature for result in fixed}
+    return [result for result in vulnerable if result.verdict in expected
+            and before.get(result.attack.name) is not result.verdict and result.signature not in shown]
+
+
+def _why_missed(results: Sequence[Result]) -> str:
+    inconclusive = [result for result in results if result.verdict is Verdict.INCONCLUSIVE]
+    if len(inconclusive) == len(results):
+        return f"nothing could be run: {inconclusive[0].note}"
+    return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
+
+
+def measure_recall(truth: Truth, options: KernelOptions, *, jobs: int, tell: Callable[[str], None],
+                   on_row: Callable[[Row], None]) -> Recall:
+    """Look for every bug of a file; Ctrl-C ends it with what is done."""
+    bench = _Bench(options, jobs, tell)
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        for bug in truth.bugs:
+            rows.append(bench.row(bug))
+            on_row(rows[-1])
+    except KeyboardInterrupt:
+        interrupted = True
+    return Recall(tuple(rows), tuple(bench.alarms(truth.open)), interrupted)

@@ -1,0 +1,88 @@
+"""``chamber bench``: how much Chamber finds."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chamber.assess.recall import Recall, Row, measure_recall
+from chamber.assess.truth import read_truth
+from chamber.lab.kernel.config import KernelOptions
+
+if TYPE_CHECKING:
+    from chamber.assess.truth import Truth
+
+__all__ = ("KNOWN_BUGS", "bench")
+
+KNOWN_BUGS = Path(__file__).parent.parent / "assess" / "known_bugs.toml"
+
+
+@click.group()
+def bench() -> None:
+    """Measure how much Chamber finds."""
+
+
+@bench.command()
+@click.option("--truth", "path", type=click.Path(path_type=Path), default=KNOWN_BUGS,
+              help="File of known bugs. Default: Chamber's own.")
+@click.option("--source", help="Kernel tree, or series, to bring all of them back in, instead of what each row names.")
+@click.option("--bug", "ids", multiple=True, help="Only this bug; may be repeated.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the result there as well.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, help="Default: (processors).")
+def recall(path: Path, source: str | None, ids: tuple[str, ...], out: Path | None, jobs: int) -> int:
+    """Bring known bugs back, one at a time, and count those that the attacks show.
+
+    Each is undone in a kernel that has the fix, and both kernels are attacked: found is what the one shows and the
+    other does not. What a fixed kernel shows and the file does not call open is a false alarm.
+    """
+    truth = _chosen(read_truth(path, source), ids)
+    if out is not None:
+        _writable(out)
+    result = measure_recall(truth, KernelOptions(), jobs=jobs,
+                            tell=lambda line: click.echo(line, err=True), on_row=_print_row)
+    buildable = [row for row in result.rows if row.found or "attacks showed" in row.reason]
+    click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {len(buildable)} that could be "
+               f"brought back; {len(result.alarms)} false alarms.")
+    for alarm in result.alarms:
+        click.echo(f"false alarm: {alarm.source} {alarm.device.short}, {alarm.attack}: {alarm.signature}")
+    if out is not None:
+        out.write_text(json.dumps(_as_json(result), indent=1) + "\n", encoding="utf-8")
+    return 130 if result.interrupted else 0
+
+
+def _chosen(truth: Truth, ids: tuple[str, ...]) -> Truth:
+    known = [bug.id for bug in truth.bugs]
+    for name in ids:
+        if name not in known:
+            raise click.BadParameter(f"{name} is none of {', '.join(known)}", param_hint="--bug")
+    return replace(truth, bugs=tuple(bug for bug in truth.bugs if not ids or bug.id in ids))
+
+
+def _writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="--json") from None
+
+
+def _print_row(row: Row) -> None:
+    what = f"{row.signature} ({len(row.attacks)} attacks, {row.attacks[0]})" if row.found else row.reason
+    click.echo(f"{'found ' if row.found else 'missed'}  {row.bug.device.short:8} {row.bug.id:32} {what}")
+
+
+def _as_json(result: Recall) -> dict[str, Any]:
+    rows = []
+    for row in result.rows:
+        bug = {field.name: getattr(row.bug, field.name) for field in fields(row.bug)
+               if field.name not in {"undo", "device", "expected"}}
+        rows.append({**bug, "driver": row.bug.device.short, "expected": sorted(v.value for v in row.bug.expected),
+                     "found": row.found, "attacks": list(row.attacks), "signature": row.signature,
+                     "reason": row.reason, "seconds": round(row.seconds, 1)})
+    return {"schema": "chamber-recall/1", "found": result.found, "rows": rows, "interrupted": result.interrupted,
+            "false_alarms": [{"source": a.source, "driver": a.device.short, "attack": a.attack,
+                              "signature": a.signature} for a in result.alarms]}

@@ -1,0 +1,122 @@
+"""Recall: found is what the kernel with the bug shows, and the fixed one does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chamber.assess import recall
+from chamber.assess.recall import measure_recall
+from chamber.assess.truth import read_truth
+from chamber.attacks.catalogue import catalogue
+from chamber.cli.main import run
+from chamber.lab.kernel.config import KernelOptions
+from chamber.lab.observation import Harm, Observation, TargetError
+from tests.assess.fakes import SERVED, FakeTarget, harmed
+from tests.assess.test_truth import ROW
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+    from chamber.lab.kernel.edits import Edit
+
+ATTACK, OTHER = "blk-used-id-size", "blk-used-id-repeated"
+
+
+class Kernels:
+    """Kernels that need no building: each is a behaviour under attack."""
+
+    def __init__(self, fixed: dict[str, Observation], vulnerable: dict[str, Observation] | TargetError) -> None:
+        self.behaviours: dict[str, dict[str, Observation] | TargetError] = {"fixed": fixed, "vulnerable": vulnerable}
+        self.built: list[str] = []
+        self.removed: list[str] = []
+
+    def build(self, _source: object, _options: KernelOptions, edits: Sequence[Edit] = (), **_more: object) -> Kernels:
+        name = "vulnerable" if edits else "fixed"
+        self.built.append(name)
+        behaviour = self.behaviours[name]
+        if isinstance(behaviour, TargetError):
+            raise behaviour
+        self.binary = Path(name)
+        return self
+
+    def target(self, binary: Path) -> FakeTarget:
+        behaviour = self.behaviours[binary.name]
+        assert isinstance(behaviour, dict)
+        return FakeTarget("uml", behaviour)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(recall, "find_source", lambda name: name)
+        monkeypatch.setattr(recall, "build_kernel", self.build)
+        monkeypatch.setattr(recall, "remove_built", lambda _kernel: self.removed.append("vulnerable"))
+        monkeypatch.setattr(recall, "UmlTarget", self.target)
+        specs = [spec for spec in catalogue() if spec.name in {ATTACK, OTHER}]
+        monkeypatch.setattr(recall, "catalogue", lambda: specs)
+
+
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels, text: str = ROW) -> recall.Recall:
+    kernels.install(monkeypatch)
+    path = tmp_path / "truth.toml"
+    path.write_text(text, encoding="utf-8")
+    return measure_recall(read_truth(path), KernelOptions(), jobs=1, tell=lambda _line: None,
+                          on_row=lambda _row: None)
+
+
+BROKEN = harmed(Harm.MEMORY, signature="KASAN: f")
+
+
+def test_what_only_the_bug_shows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    result = measured(tmp_path, monkeypatch, kernels)
+    (row,) = result.rows
+    assert (row.found, row.attacks, row.signature) == (True, (ATTACK,), "KASAN: f")
+    assert result.alarms == ()
+    assert kernels.removed == ["vulnerable"]
+
+
+def test_what_both_kernels_show_is_a_false_alarm_and_no_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: BROKEN, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: BROKEN})
+    result = measured(tmp_path, monkeypatch, kernels)
+    assert not result.rows[0].found
+    assert "none of 2 attacks" in result.rows[0].reason
+    assert [(alarm.attack, alarm.signature) for alarm in result.alarms] == [(ATTACK, "KASAN: f")]
+
+
+def test_a_bug_that_the_file_calls_open_is_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: BROKEN, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    text = ROW + '[[open]]\ndriver = "blk"\nsignature = "KASAN: f"\nreason = "not fixed"\n'
+    assert measured(tmp_path, monkeypatch, kernels, text).alarms == ()
+
+
+def test_a_denial_is_no_find_where_a_broken_guest_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: harmed(Harm.DENIAL), OTHER: SERVED})
+    assert not measured(tmp_path, monkeypatch, kernels).rows[0].found
+
+
+def test_a_kernel_that_cannot_be_built_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, TargetError("undo-one does not apply"))
+    assert measured(tmp_path, monkeypatch, kernels).rows[0].reason == "undo-one does not apply"
+
+
+def test_a_fixed_kernel_is_attacked_once_for_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    second = ROW.partition("[[bug]]")[2].replace('"one"', '"two"')
+    assert len(measured(tmp_path, monkeypatch, kernels, ROW + "[[bug]]" + second).rows) == 2
+    assert kernels.built == ["fixed", "vulnerable", "vulnerable"]
+
+
+def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED}).install(monkeypatch)
+    path, out = tmp_path / "truth.toml", tmp_path / "recall.json"
+    path.write_text(ROW, encoding="utf-8")
+    assert run(("bench", "recall", "--truth", str(path), "--json", str(out))) == 0
+    printed = capsys.readouterr().out
+    assert "found   blk      one" in printed
+    assert "Found 1 of 1 bugs, 1 of 1 that could be brought back; 0 false alarms." in printed
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert document["rows"][0]["attacks"] == [ATTACK]
+    assert document["rows"][0]["driver"] == "blk"
