@@ -141,7 +141,7 @@ class UmlGuest:
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
                 "--modules", str(modules),
             ]
-            fp_filter = needs_fp_filter()
+            fp_filter = needs_fp_filter(self.kernel.release)
             libc = ctypes.CDLL(None)
             libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ _KASAN_MEMORY_MB: Final = 160
 _AT_MINSIGSTKSZ: Final = 51
 _UML_FP_BYTES: Final = 2696
 """Room for floating-point registers in User-Mode Linux up to 6.12 (HOST_FP_SIZE)."""
+_LAST_OF_FIXED_SIZE: Final = (6, 12)
+"""Later ones ask the processor, and don't start where PTRACE_GETREGSET fails."""
 _SIGNAL_FRAME_BYTES: Final = 1200
 """What a signal frame has besides them, at most."""
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
@@ -118,12 +121,15 @@ def _built(kernel: BuiltKernel) -> UmlKernel:
     return UmlKernel(kernel.binary, kernel.release, modules, built=kernel)
 
 
-def needs_fp_filter() -> bool:
-    """Whether this processor has more registers than User-Mode Linux has room for.
+def needs_fp_filter(release: str) -> bool:
+    """Whether this processor has more registers than a release of User-Mode Linux has room for.
 
     With AMX, PTRACE_SETREGSET refuses the 2696 bytes that User-Mode Linux hands it (EFAULT), and the kernel panics at
     its first user process. The size of a signal frame tells how large the register state is.
     """
+    series = re.match(r"(\d+)\.(\d+)", release)
+    if series is not None and (int(series[1]), int(series[2])) > _LAST_OF_FIXED_SIZE:
+        return False
     libc = ctypes.CDLL(None)
     libc.getauxval.restype = ctypes.c_ulong
     return int(libc.getauxval(_AT_MINSIGSTKSZ)) > _UML_FP_BYTES + _SIGNAL_FRAME_BYTES

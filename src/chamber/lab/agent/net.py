@@ -30,7 +30,8 @@ _SIOCSIFMTU, _SIOCSIFHWADDR, _SIOCADDMULTI, _SIOCDELMULTI, _SIOCSIFTXQLEN = 0x89
 _IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 1, 0x100, 0x200
 _ARPHRD_ETHER: Final = 1
 _TIMEOUT: Final = 0.3
-_TRIES: Final = 3
+_TRIES: Final = 5
+"""So many that a second passes: Linux looks at links that have come up once a second, and drops packets before."""
 
 
 def interface(virtio: str) -> str:
