@@ -37,8 +37,8 @@ class Row:
 
     Attributes:
         bug: the bug.
-        found: whether an attack showed it.
-        attacks: those that did.
+        brought_back: whether a kernel with it was built, and could be attacked.
+        attacks: those that showed it.
         signature: what the first of them showed.
         reason: why it was not found, in words.
         seconds: to build the kernel and to attack it.
@@ -46,11 +46,16 @@ class Row:
     """
 
     bug: KnownBug
-    found: bool
+    brought_back: bool
     attacks: tuple[str, ...]
     signature: str
     reason: str
     seconds: float
+
+    @property
+    def found(self) -> bool:
+        """Whether an attack showed it."""
+        return bool(self.attacks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,9 @@ class _Bench:
         except TargetError as error:
             return Row(bug, False, (), "", str(error), time.monotonic() - begin)
         hits = _difference(vulnerable.results, fixed.results, bug.expected)
-        reason = "" if hits else _why_missed(vulnerable.results)
-        return Row(bug, bool(hits), tuple(hit.attack.name for hit in hits), hits[0].signature if hits else "", reason,
+        attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in vulnerable.results)
+        reason = "" if hits else _why_missed(vulnerable.results, attacked=attacked)
+        return Row(bug, attacked, tuple(hit.attack.name for hit in hits), hits[0].signature if hits else "", reason,
                    time.monotonic() - begin)
 
     def alarms(self, known: Sequence[OpenBug]) -> list[Alarm]:
@@ -150,10 +156,9 @@ def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result], expected:
             and before.get(result.attack.name) is not result.verdict and result.signature not in shown]
 
 
-def _why_missed(results: Sequence[Result]) -> str:
-    inconclusive = [result for result in results if result.verdict is Verdict.INCONCLUSIVE]
-    if len(inconclusive) == len(results):
-        return f"nothing could be run: {inconclusive[0].note}"
+def _why_missed(results: Sequence[Result], *, attacked: bool) -> str:
+    if not attacked:
+        return f"nothing could be run: {results[0].note}"
     return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
 
 

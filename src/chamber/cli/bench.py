@@ -45,8 +45,8 @@ def recall(path: Path, source: str | None, ids: tuple[str, ...], out: Path | Non
         _writable(out)
     result = measure_recall(truth, KernelOptions(), jobs=jobs,
                             tell=lambda line: click.echo(line, err=True), on_row=_print_row)
-    buildable = [row for row in result.rows if row.found or "attacks showed" in row.reason]
-    click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {len(buildable)} that could be "
+    back = sum(row.brought_back for row in result.rows)
+    click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {back} that could be "
                f"brought back; {len(result.alarms)} false alarms.")
     for alarm in result.alarms:
         click.echo(f"false alarm: {alarm.source} {alarm.device.short}, {alarm.attack}: {alarm.signature}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,12 +19,12 @@ from chamber.lab.kernel.config import fragment, missing
 from chamber.lab.kernel.drivers import CORE, SOURCES
 from chamber.lab.kernel.edits import edit_tree
 from chamber.lab.kernel.selftest import check_sanitizers
-from chamber.lab.kernel.source import cache_folder
+from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.kernel.store import BuiltKernel, store_folder
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from chamber.lab.kernel.config import KernelOptions
     from chamber.lab.kernel.edits import Edit
@@ -66,7 +65,7 @@ def build_kernel(source: KernelSource, options: KernelOptions, edits: Sequence[E
     key = _key(source, options, edits)
     called = name or _name(source, options, edits, key)
     known = store_folder() / called
-    with _locked(cache_folder() / "trees" / f"{source.tree.name}.lock"):
+    with locked(source.tree):
         if (known / "chamber.json").exists():
             built = BuiltKernel.read(known)
             if built.key == key:
@@ -81,14 +80,6 @@ def build_kernel(source: KernelSource, options: KernelOptions, edits: Sequence[E
         _configure(make, source, options)
         make.run("linux", "modules")
         return _keep(source, options, edits, out, known, key, time.monotonic() - begin)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _key(source: KernelSource, options: KernelOptions, edits: Sequence[Edit]) -> str:

@@ -45,7 +45,6 @@ class CoverageMap:
             os.close(fd)
         self._words = memoryview(self._map).cast("Q")
         self.edges = memoryview(self._map)[_HEADER:_HEADER + EDGES]
-        self._places = memoryview(self._map)[_HEADER + EDGES:].cast("Q")
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +87,7 @@ class CoverageMap:
 
     def close(self) -> None:
         """Unmap the file and remove it; a guest that has it mapped keeps it to itself."""
-        for view in (self._words, self.edges, self._places):
+        for view in (self._words, self.edges):
             view.release()
         self._map.close()
         self.path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from chamber.lab.observation import TargetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ("KernelSource", "cache_folder", "find_source")
+__all__ = ("KernelSource", "cache_folder", "find_source", "locked", "originals_of")
 
 _SUITES: Final = ("bookworm", "bookworm-security", "bookworm-backports", "trixie", "trixie-security",
                   "trixie-backports", "sid")
@@ -74,7 +74,7 @@ def find_source(name: str, tell: Callable[[str], None] = lambda _line: None) -> 
     package = f"linux-source-{name}"
     tree = cache_folder() / "trees" / package
     marker = tree.with_name(f"{package}.version")
-    with _locked(tree.with_name(f"{package}.lock")):
+    with locked(tree):
         if not marker.exists():
             shutil.rmtree(tree, ignore_errors=True)
             version = _fetch(package, tree, tell)
@@ -83,9 +83,10 @@ def find_source(name: str, tell: Callable[[str], None] = lambda _line: None) -> 
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="ascii") as file:
+def locked(tree: Path) -> Iterator[None]:
+    """Keep others from fetching, editing or building a tree meanwhile."""
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tree.with_name(f"{tree.name}.lock").open("w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
