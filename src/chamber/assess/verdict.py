@@ -31,7 +31,7 @@ from chamber.lab.observation import Harm
 if TYPE_CHECKING:
     from chamber.lab.observation import Observation
 
-__all__ = ("FAILURES", "Judgement", "Verdict", "baseline_fault", "judge")
+__all__ = ("FAILURES", "Judgement", "Verdict", "baseline_fault", "judge", "verdict_of")
 
 
 class Verdict(enum.Enum):
@@ -60,6 +60,11 @@ _OF_HARM: Final = {
     Harm.DENIAL: Verdict.DENIED,
 }
 """Worst first."""
+
+
+def verdict_of(harm: Harm) -> Verdict:
+    """What harm alone comes to."""
+    return _OF_HARM[harm]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from chamber.cli.assess import assess
 from chamber.cli.attacks import attacks
 from chamber.cli.bench import bench
 from chamber.cli.drive import drive
+from chamber.cli.fuzz import fuzz
 from chamber.cli.lab import lab
 from chamber.cli.replay import replay
 from chamber.cli.serve import serve
+from chamber.fuzz.settings import CampaignError
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def chamber() -> None:
     """Put a malicious host in front of a guest's virtio drivers and see what happens."""
 
 
-for _command in (assess, attacks, replay, serve, drive, lab, bench):
+for _command in (assess, attacks, fuzz, replay, serve, drive, lab, bench):
     chamber.add_command(_command)
 
 
@@ -50,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         status = chamber.main(list(arguments) or ["--help"], prog_name="chamber", standalone_mode=False)
     except click.ClickException as error:
         return _complain(error.format_message())
-    except (TargetError, OutputError, ReportError, UnknownAttackError) as error:
+    except (CampaignError, TargetError, OutputError, ReportError, UnknownAttackError) as error:
         return _complain(str(error))
     except click.Abort:
         return INTERRUPTED

@@ -19,6 +19,7 @@ from chamber.assess.workers import run_safely
 from chamber.attacks.catalogue import find
 from chamber.cli import targets
 from chamber.cli.interrupt import InterruptOnce
+from chamber.cli.replay_fuzz import replay_finding
 from chamber.cli.terminal import STYLES, make_console
 from chamber.lab.observation import Scenario
 
@@ -48,26 +49,33 @@ class _Asked:
 @click.argument("finding")
 @click.option("--seed", type=click.IntRange(0, 2**63),
               help="Where random choices come from. Default: as reported, or 1.")
+@click.option("--target", type=click.Choice(["uml", "model"]), help="Where to replay what `chamber fuzz` found.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),
               help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("chamber-out"), show_default=True,
               help="Folder with the report.")
-def replay(finding: str, seed: int | None, kernel: Path | None, capture_path: Path | None, out: Path) -> int:
+def replay(finding: str, seed: int | None, target: str | None, kernel: Path | None, capture_path: Path | None,
+           out: Path) -> int:
     """Run one scenario again and show everything.
 
-    FINDING is the id of a finding in the report, or TARGET:ATTACK[:PROFILE].
+    FINDING is the id of a finding in the report, TARGET:ATTACK[:PROFILE], or the folder of what `chamber fuzz` found.
 
     Exit status 0 if it comes to the verdict in the report, or if the report does not have it; 1 if it comes to another.
     """
+    if Path(finding).is_dir():
+        with InterruptOnce():
+            return replay_finding(Path(finding), kernel, target)
+    if target is not None:
+        raise click.UsageError("--target goes with the folder of what `chamber fuzz` found")
     asked = _by_name(finding, seed, out) if ":" in finding else _by_id(finding, seed, kernel, out)
     with InterruptOnce(), contextlib.ExitStack() as stack:
         capture = targets.open_capture(capture_path)
         if capture is not None:
             stack.enter_context(capture)
-        target = targets.make_target(asked.target, kernel if asked.target == "uml" else None, capture)
-        stack.callback(target.close)
-        result = _run(target, asked, make_console())
+        chosen = targets.make_target(asked.target, kernel if asked.target == "uml" else None, capture)
+        stack.callback(chosen.close)
+        result = _run(chosen, asked, make_console())
     if asked.reported is None:
         click.echo(f"{out / 'report.json'} has no verdict to compare with")
         return 0

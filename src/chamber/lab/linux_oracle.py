@@ -71,7 +71,8 @@ _NOISE = re.compile(
     r"unblock_signals\w*|segv\w*|sig_handler\w*|relay_signal|bad_segv|set_signals\w*|fatal_sigsegv|timer_real_alarm\w*|"
     r"hard_handler|userspace|handle_syscall|new_thread_handler|check_bytes_and_report|check_object|slab_\w+|object_err|"
     r"print_trailer|sprintf|info_print_prefix|printk_get_next_message|console_\w+|mem\w+|str\w*cpy|sized_strscpy|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
-    r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|kasan_\w+|print_\w+|free_to_partial_list|"
+    r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|_*kasan_\w+|print_\w+|vpanic|add_taint|check_slab_allocation|"
+    r"_*alloc_pages\w*|_*alloc_frozen\w*|_*kv?malloc\w*|_*kmem_cache_alloc\w*|_*krealloc\w*|free_to_partial_list|"
     r"_*asan_\w+|_*ubsan_\w+|check_region_inline|get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import pty
 import shutil
 import signal
 import socket
@@ -15,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import tty
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import chamber
 from chamber.lab.kernel.coverage import CoverageMap
 from chamber.lab.observation import TargetError
+from chamber.lab.uml_channel import UmlChannel
 from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_fp_filter
 from chamber.link.vhost_user import Backend
 
@@ -63,6 +61,8 @@ class UmlGuest:
         sockets: back ends that others serve, such as qemu-storage-daemon, by their sockets.
         more: further devices, of any types, by their sockets.
         memory_mb: megabytes of the guest's memory; by default what the kernel needs.
+        terminal: gets what is said on a second terminal, `second`, if given.
+        folder: where its own folder is made; by default where temporary files go.
 
     Attributes:
         platform: what the guest calls each device.
@@ -76,7 +76,8 @@ class UmlGuest:
                  devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
                  options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None,
                  sockets: Mapping[DeviceType, Path] | None = None,
-                 more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int | None = None) -> None:
+                 more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int | None = None,
+                 terminal: Callable[[dict[str, Any]], None] | None = None, folder: Path | None = None) -> None:
         self.kernel = kernel
         self.platform: dict[DeviceType, str] = {}
         self.backends: dict[DeviceType, Backend] = {}
@@ -87,15 +88,16 @@ class UmlGuest:
         self.sections: dict[str, dict[str, int]] = {}
         self._sockets = dict(sockets or {})
         self._more = tuple(more)
+        self.second: UmlChannel | None = None
         self._memory_mb = memory_mb or kernel.memory_mb
         self._loop = loop
         self._console = bytearray()
         self._messages: list[dict[str, Any]] = []
-        self._line = b""
+        self._terminal = terminal
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self.folder = Path(tempfile.mkdtemp(prefix="chamber-"))
+            self.folder = Path(tempfile.mkdtemp(prefix="chamber-", dir=folder))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             for device, provide in devices.items():
                 # Messages take less than eventfds to set up, which matters more where devices come and go.
@@ -116,15 +118,17 @@ class UmlGuest:
             raise
 
     def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...]) -> None:
-        # Both ends in one process: the kernel wants a terminal of its own, and raw from the start.
-        self._agent, inner = pty.openpty()
-        stack.callback(os.close, self._agent)
+        channels = [UmlChannel(self._loop, self._heard)]
+        stack.callback(channels[0].close)
+        self._agent = channels[0]
+        if self._terminal is not None:
+            self.second = UmlChannel(self._loop, self._terminal)
+            stack.callback(self.second.close)
+            channels.append(self.second)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
         self._console_fd = console_out
         try:
-            tty.setraw(inner)
-            os.set_blocking(self._agent, False)
             os.set_blocking(console_out, False)
             source = self.folder / "src"
             source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
@@ -134,7 +138,8 @@ class UmlGuest:
             command = [
                 str(self.kernel.path), f"mem={self._memory_mb}M",
                 "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
-                f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", f"con1=fd:{inner}", "ssl=null",
+                f"uml_dir={self.folder}/", "umid=guest", "con=null", "con0=null,fd:1", "ssl=null",
+                *(f"con{number}=fd:{channel.inner}" for number, channel in enumerate(channels, 1)),
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
                 *(f"virtio_uml.device={path}:{int(device)}" for device, path in (*self._sockets.items(), *self._more)),
@@ -152,16 +157,17 @@ class UmlGuest:
                     install_fp_filter()
 
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console_in, stderr=console_in, pass_fds=[inner],
-                preexec_fn=prepare, start_new_session=True, env={**os.environ, "TMPDIR": "/dev/shm"})  # noqa: PLW1509, S108
+                command, stdin=subprocess.DEVNULL, stdout=console_in, stderr=console_in,
+                pass_fds=[channel.inner for channel in channels], preexec_fn=prepare, start_new_session=True,  # noqa: PLW1509
+                env={**os.environ, "TMPDIR": "/dev/shm"})  # noqa: S108
             stack.callback(self._kill)
         finally:
-            os.close(inner)
             os.close(console_in)
+        for channel in channels:
+            channel.handed_over()
         self._watch = os.pidfd_open(self._process.pid)
         stack.callback(os.close, self._watch)
-        for fd, call in ((self._agent, self._read_agent), (console_out, self._read_console),
-                         (self._watch, self._reap)):
+        for fd, call in ((console_out, self._read_console), (self._watch, self._reap)):
             self._loop.add_reader(fd, call)
             stack.callback(self._loop.remove_reader, fd)
 
@@ -186,27 +192,13 @@ class UmlGuest:
 
     # What the guest says.
 
-    def _read_agent(self) -> None:
-        try:
-            data = os.read(self._agent, 65536)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:  # the kernel closed its end
-            self._loop.remove_reader(self._agent)
-            return
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # a guest in trouble writes anything
-            if isinstance(message, dict):
-                if "ask" in message:
-                    self.asked(str(message["ask"]))
-                elif "outcome" in message:
-                    self.steps.append(message)
-                else:
-                    self._messages.append(message)
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "ask" in message:
+            self.asked(str(message["ask"]))
+        elif "outcome" in message:
+            self.steps.append(message)
+        else:
+            self._messages.append(message)
 
     def _read_console(self) -> None:
         try:
@@ -262,9 +254,7 @@ class UmlGuest:
         """
         self._messages.clear()
         self.steps = []
-        data = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._agent, data)
+        self._agent.send(message)
         return self._wait(lambda m: "done" in m, seconds, nudge=True)
 
     def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float, *,
@@ -289,11 +279,12 @@ class UmlGuest:
         if answer:
             return answer[0]
         if not self.alive:
-            self._drain()
+            self.drain()
             raise GuestDied(str(self.exit_status))
         return None
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Read all that the kernel has printed."""
         for _ in range(64):
             before = len(self._console)
             self._read_console()

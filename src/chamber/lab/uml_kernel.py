@@ -115,10 +115,11 @@ def find_kernel(path: Path | None = None) -> UmlKernel:
 
 def _built(kernel: BuiltKernel) -> UmlKernel:
     modules = tuple(kernel.folder / "modules" / m for m in kernel.modules)
+    words = () if _is_fixed_size(kernel.release) else ("seccomp=auto",)  # faster than ptrace, where there is both
     if "kasan" in kernel.options:
         # KASAN sees more than the checks of slabs do, which would cost half of the speed besides; and it takes memory.
-        return UmlKernel(kernel.binary, kernel.release, modules, ("kasan_multi_shot",), _KASAN_MEMORY_MB, kernel)
-    return UmlKernel(kernel.binary, kernel.release, modules, built=kernel)
+        return UmlKernel(kernel.binary, kernel.release, modules, ("kasan_multi_shot", *words), _KASAN_MEMORY_MB, kernel)
+    return UmlKernel(kernel.binary, kernel.release, modules, (*LOUD, *words), built=kernel)
 
 
 def needs_fp_filter(release: str) -> bool:
@@ -127,12 +128,16 @@ def needs_fp_filter(release: str) -> bool:
     With AMX, PTRACE_SETREGSET refuses the 2696 bytes that User-Mode Linux hands it (EFAULT), and the kernel panics at
     its first user process. The size of a signal frame tells how large the register state is.
     """
-    series = re.match(r"(\d+)\.(\d+)", release)
-    if series is not None and (int(series[1]), int(series[2])) > _LAST_OF_FIXED_SIZE:
+    if not _is_fixed_size(release):
         return False
     libc = ctypes.CDLL(None)
     libc.getauxval.restype = ctypes.c_ulong
     return int(libc.getauxval(_AT_MINSIGSTKSZ)) > _UML_FP_BYTES + _SIGNAL_FRAME_BYTES
+
+
+def _is_fixed_size(release: str) -> bool:
+    series = re.match(r"(\d+)\.(\d+)", release)
+    return series is None or (int(series[1]), int(series[2])) <= _LAST_OF_FIXED_SIZE
 
 
 class _Instruction(ctypes.Structure):

@@ -10,8 +10,9 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi, vsock
+from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi, vsock, worker
 from chamber.lab.agent.report import Report
+from chamber.lab.agent.sessions import uses_of
 
 _TERMINAL = "/dev/tty1"
 _SCAN_SECONDS = 0.3
@@ -137,12 +138,32 @@ def _execute(request: dict[str, object]) -> dict[str, object]:
     return program.run(arguments if isinstance(arguments, list) else [], float(str(request["seconds"])))
 
 
+def _work(request: dict[str, object]) -> dict[str, object]:
+    """Start a process that uses a device as often as it is told."""
+    kind = str(request["device"])
+    child = os.fork()
+    if not child:
+        try:
+            kernel.SECRET.marker = bytes.fromhex(str(request["marker"]))
+            kernel.plant()
+            worker.serve(str(request["platform"]), uses_of(kind, _STIMULI.get(kind, {})))
+        finally:
+            os._exit(1)
+    return {"pid": child}
+
+
+def _stack(request: dict[str, object]) -> dict[str, object]:
+    """Say where in the kernel a process is."""
+    return {"stack": _where(int(str(request["pid"])))}
+
+
 def _sections(_request: dict[str, object]) -> dict[str, object]:
     """Say where the modules' code is."""
     return {"sections": kernel.module_sections()}
 
 
-_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "sections": _sections}
+_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "sections": _sections,
+          "stack": _stack, "work": _work}
 """What is asked for and answered at once, or refused with an error."""
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _ballooned() -> int:
 
 
 def _wait(pages: int) -> None:
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + patient(_SECONDS)
     while (found := _ballooned()) != pages:
         if time.monotonic() > deadline:
             raise Silence(f"{found} pages in the balloon, {pages} asked for")
@@ -66,7 +67,7 @@ def _answer(report: Report) -> None:
     """Let the kernel answer statistics and hints; it tells nobody here that it has."""
     for action in ("statistics", "hint", "statistics", "hint", "statistics"):
         report.ask(action)
-        time.sleep(_ANSWER_SECONDS)
+        time.sleep(patient(_ANSWER_SECONDS))
 
 
 def inspect(virtio: str, report: Report) -> None:

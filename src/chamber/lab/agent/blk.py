@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI",)
+__all__ = ("STIMULI", "disk_of")
 
 _PATTERN: Final = 0x63686D6272
 _WRITE_AREA: Final = 1024
@@ -24,7 +24,8 @@ _WRITE_AREA: Final = 1024
 _BLKSECDISCARD: Final = 0x127D
 
 
-def _disk(virtio: str) -> str:
+def disk_of(virtio: str) -> str:
+    """Name of the disk that a virtio device became."""
     folder = Path("/sys/bus/virtio/devices") / virtio / "block"
     kernel.wait_for("the disk", folder)
     return next(entry.name for entry in folder.iterdir())
@@ -37,7 +38,7 @@ def _right(sector: int, count: int) -> bytes:
 
 def use(virtio: str, report: Report) -> None:
     """Read what is known, write, flush, read back; whole and in pieces."""
-    disk = _disk(virtio)
+    disk = disk_of(virtio)
     sectors = int(Path(f"/sys/block/{disk}/size").read_text(encoding="ascii"))
     report.note(f"{disk} has {sectors} sectors")
     with Direct(disk, os.O_RDWR) as direct:
@@ -62,7 +63,7 @@ def use(virtio: str, report: Report) -> None:
 
 def inspect(virtio: str, report: Report) -> None:
     """Read everything that the kernel tells of the disk, and write what may be written."""
-    disk = _disk(virtio)
+    disk = disk_of(virtio)
     block = Path("/sys/block") / disk
     report.attempt("read sysfs", kernel.read_tree, block)
     report.attempt("read the serial number", (block / "serial").read_bytes)
@@ -78,7 +79,7 @@ def inspect(virtio: str, report: Report) -> None:
 
 def discard(virtio: str, report: Report) -> None:
     """Discard and zero ranges, and see zeros."""
-    with Direct(_disk(virtio), os.O_RDWR) as direct:
+    with Direct(disk_of(virtio), os.O_RDWR) as direct:
         for name, request in (("discard", BLKDISCARD), ("secure discard", _BLKSECDISCARD)):
             for start, size in ((_WRITE_AREA * 512, 65536), (_WRITE_AREA * 512, 1 << 20)):
                 report.attempt(f"{name} {size} bytes", direct.ioctl, request, struct.pack("=QQ", start, size))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ def suspend(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signatur
     driver of Linux 6.1 with an honest host as well.
     """
     for turn in range(2):
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(patient(_SETTLE_SECONDS))
         report.ask("wake")
         report.attempt(f"suspend and resume, turn {turn + 1}", kernel.write, Path("/sys/power/state"), "freeze")
         report.ask("awake")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def find_port(virtio: str, wanted: str) -> str | None:
 
 def wait_for_port(virtio: str, wanted: str) -> str:
     """Wait for the port of that name."""
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + patient(_TIMEOUT)
     while True:
         port = find_port(virtio, wanted)
         if port is not None:
@@ -58,7 +59,7 @@ def wait_for_port(virtio: str, wanted: str) -> str:
 def read_exactly(fd: int, size: int) -> bytes:
     """Read `size` bytes, or raise `Silence`."""
     got = b""
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + patient(_TIMEOUT)
     while len(got) < size:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
@@ -74,7 +75,7 @@ def _echo(fd: int, size: int, dice: random.Random) -> None:
     data = dice.randbytes(size)
     sent = 0
     while sent < size:
-        if not select.select([], [fd], [], _TIMEOUT)[1]:
+        if not select.select([], [fd], [], patient(_TIMEOUT))[1]:
             raise Silence(f"{sent} of {size} bytes were taken")
         taken = os.write(fd, data[sent:])
         if not taken:
@@ -122,7 +123,7 @@ def inspect(virtio: str, report: Report) -> None:
 
 
 def _wait_until_gone(virtio: str, wanted: str) -> None:
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + patient(_TIMEOUT)
     while find_port(virtio, wanted) is not None:
         if time.monotonic() > deadline:
             raise Silence(f"the port {wanted} stays")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.sample_tree import LINK, MANY, SAMPLE, XATTR
 from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import WrongData
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _inspect(top: Path, report: Report) -> None:
     with report.step("a change of the host's"):
         _compare(_content(top / "notes"), SAMPLE["notes"], "notes")
         report.ask("edit")
-        time.sleep(_VALID_SECONDS)
+        time.sleep(patient(_VALID_SECONDS))
         _compare(_content(top / "notes"), _EDITED, "notes that the host has changed")
 
 

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence
 
 __all__ = (
@@ -90,7 +91,7 @@ def wait_for(what: str, path: Path, seconds: float = 0.5) -> None:
         Silence: it does not.
 
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while not path.exists():
         if time.monotonic() > deadline:
             raise Silence(f"{what} did not appear")

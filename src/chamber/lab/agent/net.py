@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import ethtool, kernel, routing, xdp
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def _flags(control: socket.socket, name: str) -> int:
     return int.from_bytes(fcntl.ioctl(control, _SIOCGIFFLAGS, _ifreq(name, b""))[16:18], "little")
 
 
-def up(name: str) -> None:
+def up(name: str, *, plant: bool = True) -> None:
     """Give the interface its address and bring it up; its receive buffers come from memory that held secrets."""
-    kernel.plant()
+    if plant:
+        kernel.plant()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFADDR, _ifreq(name, _address(GUEST)))
         fcntl.ioctl(control, _SIOCSIFNETMASK, _ifreq(name, _address("255.255.255.0")))
@@ -84,7 +86,7 @@ def ping(size: int, dice: random.Random) -> None:
     head = struct.pack(">BBHHH", 8, 0, 0, ident, sequence)
     packet = struct.pack(">BBHHH", 8, 0, _checksum(head + payload), ident, sequence) + payload
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        raw.settimeout(_TIMEOUT)
+        raw.settimeout(patient(_TIMEOUT))
         for _ in range(_TRIES):
             raw.sendto(packet, (PEER, 0))
             try:
@@ -106,7 +108,7 @@ def udp_echo(size: int, dice: random.Random) -> None:
     """Send a datagram to the peer's echo port and see it come back."""
     payload = dice.randbytes(size)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
-        datagram.settimeout(_TIMEOUT)
+        datagram.settimeout(patient(_TIMEOUT))
         datagram.connect((PEER, _ECHO))
         for _ in range(_TRIES):
             datagram.send(payload)
@@ -126,7 +128,7 @@ def tcp_echo(size: int, dice: random.Random) -> None:
     back = bytearray()
     sent = 0
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
-        stream.settimeout(3 * _TIMEOUT)
+        stream.settimeout(3 * patient(_TIMEOUT))
         stream.connect((PEER, _ECHO))
         while len(back) < size:
             if sent < size and sent - len(back) < 16384:

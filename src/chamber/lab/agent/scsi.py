@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
 from chamber.lab.agent.disk import BLKDISCARD, BLKFLSBUF, BLKRRPART, BLKZEROOUT, IOCTLS, Direct, compare
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _find(virtio: str, unit: tuple[int, int]) -> str:
 
 def _disk(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
     """Wait for a disk to appear, or to disappear: both go on behind the probe, and behind events."""
-    deadline = time.monotonic() + _APPEAR_SECONDS
+    deadline = time.monotonic() + patient(_APPEAR_SECONDS)
     while bool(name := _find(virtio, unit)) != there:
         if time.monotonic() > deadline:
             raise Silence(f"the disk {unit[0]}:{unit[1]} did not {'appear' if there else 'disappear'}")
@@ -144,7 +145,7 @@ def resize(virtio: str, report: Report) -> None:
     for action, sectors in (("shrink", whole // 2), ("grow", whole)):
         report.ask(action)
         with report.step(action):
-            deadline = time.monotonic() + _APPEAR_SECONDS
+            deadline = time.monotonic() + patient(_APPEAR_SECONDS)
             while _sectors(disk) != sectors:
                 if time.monotonic() > deadline:
                     raise Silence(f"the disk has {_sectors(disk)} sectors, not {sectors}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI",)
+__all__ = ("STIMULI", "answer", "connect", "echo", "listen_for_calls")
 
 _HOST: Final = 2
 _ECHO: Final = 7
@@ -37,9 +38,10 @@ _GET_LOCAL_CID: Final = 0x7B9
 _KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
 
 
-def _connect(kind: int, port: int = _ECHO) -> socket.socket:
+def connect(kind: int, port: int = _ECHO) -> socket.socket:
+    """Connect to a port of the host's."""
     sock = socket.socket(socket.AF_VSOCK, kind)
-    sock.settimeout(_TIMEOUT)
+    sock.settimeout(patient(_TIMEOUT))
     try:
         sock.connect((_HOST, port))
     except OSError:
@@ -61,7 +63,7 @@ def _receive(sock: socket.socket, size: int) -> bytes:
     return got
 
 
-def _echo(sock: socket.socket, data: bytes) -> None:
+def echo(sock: socket.socket, data: bytes) -> None:
     """Send, and see that it comes back: a stream's bytes, or one message."""
     sock.sendall(data)
     if sock.type == socket.SOCK_STREAM:
@@ -79,9 +81,9 @@ def _bulk(size: int, dice: random.Random) -> None:
     data = dice.randbytes(size)
     sent = 0
     back = bytearray()
-    with _connect(socket.SOCK_STREAM) as sock:
+    with connect(socket.SOCK_STREAM) as sock:
         while True:
-            readable, writable, _ = select.select([sock], [sock] if sent < size else [], [], _TIMEOUT)
+            readable, writable, _ = select.select([sock], [sock] if sent < size else [], [], patient(_TIMEOUT))
             if not readable and not writable:
                 raise Silence(f"{sent} bytes sent, {len(back)} came back")
             if writable:
@@ -111,7 +113,7 @@ def _reset(report: Report) -> None:
     """Have the transport reset, and wait until the guest is called otherwise."""
     before = _local_cid()
     report.ask("reset")
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + patient(_TIMEOUT)
     while _local_cid() == before:
         if time.monotonic() > deadline:
             raise Silence("the guest's context id stays")
@@ -126,17 +128,17 @@ def use(virtio: str, report: Report) -> None:
     dice = random.Random(virtio)  # noqa: S311 - test data
     fine = True
     for name, kind in _KINDS:
-        with report.step(f"{name} socket"), _connect(kind) as sock:
+        with report.step(f"{name} socket"), connect(kind) as sock:
             for size in (1, 64, 1000, 5000, 20000):
-                if not report.attempt(f"echo of {size} bytes by {name}", _echo, sock, dice.randbytes(size)):
+                if not report.attempt(f"echo of {size} bytes by {name}", echo, sock, dice.randbytes(size)):
                     fine = False
                     break
         fine = fine and report.fine
     reset = report.attempt("reset", _reset, report)
-    time.sleep(_PAUSE)
+    time.sleep(patient(_PAUSE))
     if reset and fine:
-        with report.step("stream after a reset"), _connect(socket.SOCK_STREAM) as sock:
-            _echo(sock, dice.randbytes(100))
+        with report.step("stream after a reset"), connect(socket.SOCK_STREAM) as sock:
+            echo(sock, dice.randbytes(100))
         report.attempt("echo of 400,000 bytes", _bulk, 400_000, dice)
 
 
@@ -146,42 +148,48 @@ def inspect(virtio: str, report: Report) -> None:
     report.attempt("context id", _local_cid)
     with report.step("a port that nobody listens on"):
         try:
-            _connect(socket.SOCK_STREAM, _NOBODY).close()
+            connect(socket.SOCK_STREAM, _NOBODY).close()
         except ConnectionResetError:
             pass
         else:
             raise WrongData("a connection to a port that nobody listens on")
     if not report.fine:
         return
-    with report.step("a reset ends connections"), _connect(socket.SOCK_STREAM) as sock:
+    with report.step("a reset ends connections"), connect(socket.SOCK_STREAM) as sock:
         _reset(report)
         try:
             if sock.recv(1):
                 raise WrongData("data on a connection that a reset ended")
         except ConnectionResetError:
             pass
-    with report.step("a new connection"), _connect(socket.SOCK_STREAM) as sock:
-        _echo(sock, b"again")
+    with report.step("a new connection"), connect(socket.SOCK_STREAM) as sock:
+        echo(sock, b"again")
+
+
+def listen_for_calls(listener: socket.socket) -> None:
+    """Wait where the host calls."""
+    listener.bind((socket.VMADDR_CID_ANY, _CALL))
+    listener.listen(8)
+    listener.settimeout(patient(_TIMEOUT))
 
 
 def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
     """Have the host call, several times before anybody accepts."""
     for name, kind in _KINDS:
         with report.step(f"listen for a {name} socket"), socket.socket(socket.AF_VSOCK, kind) as listener:
-            listener.bind((socket.VMADDR_CID_ANY, _CALL))
-            listener.listen(8)
-            listener.settimeout(_TIMEOUT)
+            listen_for_calls(listener)
             for _ in range(2):
                 report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
             for turn in range(2):
-                if not report.attempt(f"call {turn + 1} by {name}", _answer, listener):
+                if not report.attempt(f"call {turn + 1} by {name}", answer, listener):
                     break
 
 
-def _answer(listener: socket.socket) -> None:
+def answer(listener: socket.socket) -> None:
+    """Accept a call of the host's, hear its greeting and send it back the other way round."""
     sock, (cid, _) = listener.accept()
     with sock:
-        sock.settimeout(_TIMEOUT)
+        sock.settimeout(patient(_TIMEOUT))
         if cid != _HOST:
             raise WrongData(f"a call from context id {cid}")
         got = _receive(sock, len(_GREETING)) if sock.type == socket.SOCK_STREAM else sock.recv(len(_GREETING) + 1)
@@ -189,7 +197,7 @@ def _answer(listener: socket.socket) -> None:
             raise OSError(104, "the connection ended")
         if got != _GREETING:
             raise WrongData(f"the host's greeting is changed, {len(got)} bytes")
-        _echo(sock, _GREETING[::-1])
+        echo(sock, _GREETING[::-1])
 
 
 def many(virtio: str, report: Report) -> None:
@@ -198,7 +206,7 @@ def many(virtio: str, report: Report) -> None:
     sockets: list[socket.socket] = []
     with report.step(f"{_MANY} connections"):
         try:
-            sockets.extend(_connect(socket.SOCK_STREAM) for _ in range(_MANY))
+            sockets.extend(connect(socket.SOCK_STREAM) for _ in range(_MANY))
             for turn in range(3):
                 data = [dice.randbytes(dice.randint(1, 9000)) for _ in sockets]
                 if not report.attempt(f"echo on all, turn {turn + 1}", _echo_all, sockets, data):

@@ -39,6 +39,21 @@ _TOOLS: Final = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison",
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 _FLAG: Final = "$(if $(CONFIG_CHAMBER_COVERAGE),-fsanitize-coverage=trace-pc)"
 _KEPT_LINES: Final = 40
+_TRANSPORT: Final = "arch/um/drivers/virtio_uml.c"
+_RESET: Final = b"\tvu_dev->status = 0;\n"
+_TOLD_RESET: Final = b"""\
+\tif (vu_dev->status & VIRTIO_CONFIG_S_DRIVER) {
+\t\tstruct virtqueue *vq;
+\t\tu64 features;
+
+\t\t/* As over PCI, the device is told: after a reset the driver has all buffers back, and frees them. */
+\t\tlist_for_each_entry_reverse(vq, &vdev->vqs, list)
+\t\t\tvhost_user_set_vring_enable(vu_dev, vq->index, false);
+\t\tvhost_user_get_features(vu_dev, &features);
+\t}
+\tvu_dev->status = 0;
+"""
+"""User-mode-linux tells nobody of a reset, so that a device goes on with buffers that are no more (7.3 and before)."""
 
 
 def build_kernel(source: KernelSource, options: KernelOptions, edits: Sequence[Edit] = (), *, jobs: int = 0,
@@ -130,6 +145,10 @@ def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, byt
         for path in sorted(tree.glob(pattern)):
             folder = path.parent.relative_to(tree)
             append(f"{folder}/Makefile", f"CFLAGS_{path.stem}.o += {_FLAG}")
+    transport = read(_TRANSPORT)
+    if transport and transport.count(_RESET) != 1:
+        raise TargetError(f"{tree}: {_TRANSPORT} does not reset as those of 6.1 to 7.3 do")
+    changed[_TRANSPORT] = transport.replace(_RESET, _TOLD_RESET) if transport else _TOLD_RESET
     return changed
 
 

@@ -1,0 +1,1 @@
+"""Coverage-guided search for new attacks on the same targets."""

@@ -1,0 +1,407 @@
+"""The device that lies as an input tells it to, and is honest otherwise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from chamber.attacks.attack import Attack
+from chamber.device.errors import DriverError
+from chamber.device.split import SplitRing
+from chamber.fuzz.lies import Change, Moment, Point
+from chamber.fuzz.messages import ACTIONS, TEMPLATES
+from chamber.fuzz.words import message_name
+from chamber.wire.errors import DmaFault
+from chamber.wire.split import DESC_F_INDIRECT
+from chamber.wire.virtio import Feature, bit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from chamber.device.base import Device
+    from chamber.device.chain import Chain
+    from chamber.device.queue import DeviceQueue
+    from chamber.device.ring import Ring
+    from chamber.fuzz.lies import Lie
+
+__all__ = ("Liar",)
+
+_NOTHING_ASKED: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
+_KEPT_FEATURES: Final = bit(Feature.ACCESS_PLATFORM)
+"""Not offered where the platform has no such translation: descriptors would hold what the device can't follow."""
+_ACTS: Final = 60
+"""Lies told in one execution at most: a device that lies for ever tells nothing new, and takes time."""
+_UNTIL_STOP, _UNTIL_END, _FOR_A_WHILE, _UNTIL_OTHERS = range(4)
+_REQUEST: Final = 64
+
+
+class Liar(Attack):
+    """Tells lies.
+
+    Every lie counts its own opportunities. What is kept back is given by `honest` at the latest, so that a guest that
+    waits for it gets on.
+
+    Args:
+        lies: what to tell.
+
+    Attributes:
+        numbered: the lies, each with its place in the list.
+        told: by that place, how often it was told.
+
+    """
+
+    def __init__(self, lies: Sequence[Lie]) -> None:
+        super().__init__()
+        self.told: dict[int, int] = defaultdict(int)
+        self.numbered = tuple(enumerate(lies))
+        self._seen: dict[int, int] = defaultdict(int)
+        self._by_point: dict[Point, list[tuple[int, Lie]]] = defaultdict(list)
+        self._by_moment: dict[Moment, list[tuple[int, Lie]]] = defaultdict(list)
+        for number, lie in self.numbered:
+            if lie.point in _NOTHING_ASKED:
+                self._by_moment[lie.moment].append((number, lie))
+            else:
+                self._by_point[lie.point].append((number, lie))
+        self._left = _ACTS
+        self._depth = 0
+        self._held: list[tuple[int, DeviceQueue, Ring, Chain, int]] = []
+        self._last: dict[int, bytes] = {}
+        self._names: dict[tuple[int, int], str] = {}
+        self._rooms: dict[tuple[int, int], int] = {}
+        self._previous: dict[int, int] = {}
+
+    # Whose turn it is.
+
+    def _due(self, number: int, lie: Lie, queue: DeviceQueue | None) -> bool:
+        """Count an opportunity of a lie; whether it is to be told now."""
+        if queue is not None and lie.queue != 0xFF and lie.queue % len(self.device.queues) != queue.index:
+            return False
+        turn = self._seen[number]
+        self._seen[number] = turn + 1
+        return turn >= lie.when and (lie.times == 0xFF or turn < lie.when + lie.times) and self._left > 0
+
+    def _tell(self, number: int, what: str) -> None:
+        self._left -= 1
+        self.told[number] += 1
+        self.strike(what)
+
+    def begin(self) -> None:
+        """The execution begins: lies that wait for a while begin to."""
+        for number, lie in self._by_moment[Moment.LATER]:
+            call = partial(self._late, number, lie)
+            for turn in range(min(lie.times, 8)):
+                self.device.schedule((lie.offset >> 8) / 1000 * (turn + 1), call)
+
+    def _late(self, number: int, lie: Lie) -> None:
+        if self._left > 0 and self.device.hooks is self:
+            self._do(number, lie, self._queue(lie))
+
+    def honest(self) -> None:
+        """Lie no more, and give back what is kept."""
+        self._left = 0
+        self._release(lambda _how: True)
+
+    def _queue(self, lie: Lie) -> DeviceQueue:
+        return self.device.queues[lie.queue % len(self.device.queues)]
+
+    # Features and configuration.
+
+    def features(self, offered: int) -> int:
+        """Offer other features."""
+        shown = offered
+        for number, lie in self._by_point[Point.FEATURES]:
+            if not self._due(number, lie, None):
+                continue
+            bits = 1 << lie.value % 64
+            before = shown
+            match lie.change:
+                case Change.SET:
+                    shown |= bits
+                case Change.XOR:
+                    shown ^= bits
+                case Change.FILL:
+                    shown |= lie.value
+                case _:
+                    shown &= ~bits
+            shown &= ~_KEPT_FEATURES
+            if shown != before:
+                self._tell(number, f"features {shown:#x} offered where the device has {offered:#x}")
+        return shown
+
+    def config(self, config: bytearray, offset: int, size: int) -> bytearray:
+        """Show another configuration."""
+        if self._by_moment[Moment.CONFIG]:
+            self._moment(Moment.CONFIG, None)
+        shown = bytes(config)
+        for number, lie in self._by_point[Point.CONFIG]:
+            if lie.offset + lie.width <= offset or lie.offset >= offset + size or not self._due(number, lie, None):
+                continue
+            changed = lie.rewrite(shown, len(shown))
+            if changed != shown:
+                shown = changed
+                part = bytes(shown[lie.offset:lie.offset + lie.width])
+                self._tell(number, f"configuration at byte {lie.offset}: {part.hex(' ')} where "
+                                   f"{bytes(config[lie.offset:lie.offset + lie.width]).hex(' ')} is true")
+        return bytearray(shown)
+
+    # What happens to a queue.
+
+    def queue_started(self, queue: DeviceQueue) -> None:
+        """A moment."""
+        self._moment(Moment.STARTED, queue)
+
+    def driver_ok(self) -> None:
+        """A moment."""
+        self._moment(Moment.READY, None)
+
+    def notified(self, queue: DeviceQueue) -> None:
+        """A moment."""
+        self._moment(Moment.NOTIFIED, queue)
+
+    def queue_stopping(self, queue: DeviceQueue) -> None:
+        """A moment, and the last one at which what is kept of the queue can be given back."""
+        self._moment(Moment.STOPPING, queue)
+        self._release(lambda how: how == _UNTIL_STOP, queue)
+        self._held = [held for held in self._held if held[1] is not queue]
+
+    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
+        """Rewrite the driver's descriptors, or keep the buffer."""
+        self._name(queue, chain, b"")
+        self._moment(Moment.TAKEN, queue)
+        for number, lie in self._by_point[Point.DESCRIPTOR]:
+            if self._due(number, lie, queue):
+                self._rewrite(number, lie, queue, chain)
+        for number, lie in self._by_point[Point.WITHHELD]:
+            ring = queue.ring
+            if self._due(number, lie, queue) and ring is not None:
+                self._keep(number, lie, queue, ring, chain)
+                return False
+        if self._held:
+            self._release(lambda how: how == _UNTIL_OTHERS, queue)
+        return True
+
+    def _keep(self, number: int, lie: Lie, queue: DeviceQueue, ring: Ring, chain: Chain) -> None:
+        how = lie.change % 4
+        self._held.append((how, queue, ring, chain, lie.value % 8))
+        self._tell(number, f"queue {queue.index}: the buffer for {self._called(queue, chain.head)} kept " + (
+            "until the queue is stopped", "until the end", f"for {lie.value % 50} ms", "until others were taken")[how])
+        if how == _FOR_A_WHILE:
+            self.device.schedule(lie.value % 50 / 1000, lambda: self._release(lambda h: h == _FOR_A_WHILE, queue))
+
+    def _release(self, which: Callable[[int], bool], queue: DeviceQueue | None = None) -> None:
+        """Serve what was kept after all; what becomes of it is the honest device's affair, and other lies'."""
+        now = [held for held in self._held if which(held[0]) and queue in {None, held[1]}]
+        self._held = [held for held in self._held if held not in now]
+        for _, its, ring, chain, _ in now:
+            if its.ring is ring and its.broken is None:
+                with suppress(DriverError, DmaFault):
+                    self.device.handle(its, chain)
+                self.device.flush(its)
+
+    def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:
+        """Write something else."""
+        honest = bytes(data)
+        self._last[queue.index] = honest[:4096]
+        self._name(queue, chain, honest)
+        if not self._by_point[Point.RESPONSE] and not self._by_point[Point.SIZE]:
+            return data
+        room = chain.writable_size
+        shown = honest
+        for number, lie in self._by_point[Point.RESPONSE]:
+            if not self._due(number, lie, queue):
+                continue
+            changed = lie.rewrite(shown, min(room, len(honest) + 64))
+            if changed != shown:
+                part = slice(lie.offset, lie.offset + lie.width)
+                self._tell(number, f"queue {queue.index}: {self._called(queue, chain.head)} with "
+                                   f"{changed[part].hex(' ')} at byte {lie.offset} where "
+                                   f"{honest[part].hex(' ') or 'nothing'} is true")
+                shown = changed
+        for number, lie in self._by_point[Point.SIZE]:
+            if not self._due(number, lie, queue):
+                continue
+            size = min(lie.apply(len(honest), room), room, 1 << 16)
+            if size != len(shown):
+                self._tell(number, f"queue {queue.index}: {size} bytes of {self._called(queue, chain.head)} written "
+                                   f"where {len(honest)} is true")
+                shown = shown[:size].ljust(size, shown[-1:] or b"\0")
+        return shown
+
+    def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:
+        """Complete otherwise."""
+        head = chain.head
+        room = chain.writable_size
+        out = [(head, length)]
+        for number, lie in self._by_point[Point.USED_LENGTH]:
+            if self._due(number, lie, queue):
+                claimed = lie.apply(length, room)
+                out = [(head, claimed)]
+                self._tell(number, f"queue {queue.index}: used length {claimed} where {length} is true, for "
+                                   f"{self._called(queue, head)}")
+        for number, lie in self._by_point[Point.USED_ID]:
+            if self._due(number, lie, queue):
+                other = self._previous.get(queue.index, 0) if lie.change is Change.FILL else lie.apply(
+                    head, queue.ring.size if queue.ring else 0)
+                out = [(other, out[0][1])]
+                self._tell(number, f"queue {queue.index}: used id {other} where {head} is true, for "
+                                   f"{self._called(queue, head)}")
+        for number, lie in self._by_point[Point.USED_AGAIN]:
+            if self._due(number, lie, queue):
+                out += [(head, length)] * (1 + lie.value % 3)
+                self._tell(number, f"queue {queue.index}: {self._called(queue, head)} completed {len(out)} times")
+        self._previous[queue.index] = head
+        self._names.pop((queue.index, head), None)
+        return out
+
+    def published(self, queue: DeviceQueue) -> None:
+        """Claim more completions than there are; a moment besides."""
+        for number, lie in self._by_point[Point.USED_AHEAD]:
+            ring = queue.ring
+            if ring is not None and self._due(number, lie, queue):
+                count = self._signed(lie, ring.size)
+                ring.raw_claim(count)
+                self._tell(number, f"queue {queue.index}: {count} completions more than there are")
+                queue.interrupt()
+        self._moment(Moment.PUBLISHED, queue)
+
+    @staticmethod
+    def _signed(lie: Lie, size: int) -> int:
+        count = lie.apply(0, size) & 0xFFFF
+        return count - 0x10000 if count & 0x8000 else count
+
+    def interrupt(self, queue: DeviceQueue, wanted: bool) -> bool:
+        """Stay silent."""
+        for number, lie in self._by_point[Point.SILENCE]:
+            if wanted and self._due(number, lie, queue):
+                self._tell(number, f"queue {queue.index}: no interrupt although the driver wants it")
+                wanted = False
+        return wanted
+
+    def _rewrite(self, number: int, lie: Lie, queue: DeviceQueue, chain: Chain) -> None:
+        """Rewrite one field of the driver's descriptor; its memory is the device's while the ring is started."""
+        ring = queue.ring
+        if not isinstance(ring, SplitRing):
+            return
+        fields = list(ring.raw_desc(chain.head))
+        if fields[2] & DESC_F_INDIRECT and lie.offset & 4:
+            # The table itself, where the driver could read it back.
+            with suppress(DmaFault):
+                chain.dma.write(fields[0] + lie.offset % 16, lie.apply(0, fields[1]).to_bytes(lie.width, "little"))
+                self._tell(number, f"queue {queue.index}: the indirect table of {chain.head} rewritten")
+            return
+        at = lie.offset % 4
+        true = fields[at]
+        fields[at] = lie.apply(true, ring.size)
+        ring.raw_write_desc(chain.head, fields[0], fields[1], fields[2], fields[3])
+        name = ("address", "length", "flags", "next")[at]
+        self._tell(number, f"queue {queue.index}: {name} of descriptor {chain.head} {fields[at]:#x} where {true:#x} "
+                           "is true")
+
+    # What answers nothing.
+
+    def _moment(self, moment: Moment, queue: DeviceQueue | None) -> None:
+        if self._depth or not self._by_moment[moment]:
+            return
+        self._depth += 1  # what is done now makes moments of its own, which would go on for ever
+        try:
+            for number, lie in self._by_moment[moment]:
+                if self._due(number, lie, queue):
+                    self._do(number, lie, queue if queue is not None else self._queue(lie))
+        finally:
+            self._depth -= 1
+
+    def _do(self, number: int, lie: Lie, queue: DeviceQueue) -> None:
+        match lie.point:
+            case Point.INTERRUPT:
+                if queue.started:
+                    self._tell(number, f"queue {queue.index}: an interrupt with nothing in it, {self._at(lie)}")
+                    queue.interrupt()
+            case Point.CONFIG_INTERRUPT:
+                self._tell(number, f"an interrupt for configuration, {self._at(lie)}")
+                self.device.config_interrupt()
+            case Point.ACTION:
+                actions = ACTIONS.get(self.device.type, ())
+                if actions:
+                    action = actions[lie.value % len(actions)]
+                    self._tell(number, f"{action}, {self._at(lie)}")
+                    self.device.host_action(action)
+            case _:
+                self._send(number, lie, self._inbound(lie, queue))
+
+    @staticmethod
+    def _at(lie: Lie) -> str:
+        return {
+            Moment.STARTED: "before the driver is ready", Moment.READY: "as soon as the driver is ready",
+            Moment.NOTIFIED: "when the driver notifies", Moment.TAKEN: "when a buffer was taken",
+            Moment.PUBLISHED: "when a completion was shown", Moment.STOPPING: "while the driver takes a queue back",
+            Moment.CONFIG: "while the driver reads configuration",
+            Moment.LATER: f"after {lie.offset >> 8} ms",
+        }[lie.moment]
+
+    def _inbound(self, lie: Lie, queue: DeviceQueue) -> DeviceQueue:
+        """The queue that a made-up message goes through: one whose buffers wait for the device."""
+        templates = TEMPLATES.get(self.device.type, {})
+        waiting = [q for q in self.device.queues if q.started and self.device.queue_role(q.index) in templates]
+        if not waiting:
+            return queue
+        return waiting[(lie.value >> 56) % len(waiting)]
+
+    def _send(self, number: int, lie: Lie, queue: DeviceQueue) -> None:
+        if not queue.started or queue.broken is not None:
+            return
+        templates = TEMPLATES.get(self.device.type, {}).get(self.device.queue_role(queue.index), ())
+        known = [self._last[queue.index]] if queue.index in self._last else []
+        choice = [*known, *templates]
+        if not choice:
+            return
+        data = choice[(lie.value >> 48 & 0xFF) % len(choice)]
+        with suppress(DriverError, DmaFault):
+            chain = queue.pop()
+            if chain is None:
+                return
+            room = chain.writable_size
+            self._name(queue, chain, data)
+            # The low byte of `offset` is the moment, so the place is the width's multiple in its high byte.
+            at = (lie.offset >> 8) * min(lie.width, 2) if lie.moment is not Moment.LATER else 0
+            changed = _put(data, at, lie, room)
+            self._tell(number, f"queue {queue.index}: {self._called(queue, chain.head)} unasked, "
+                               f"{changed[:32].hex(' ')} ({len(changed)} bytes), {self._at(lie)}")
+            data = self.response(queue, chain, changed) if self._by_point[Point.RESPONSE] else changed
+            self.device.complete(queue, chain, chain.write(data))
+        self.device.flush(queue)
+
+    # Words.
+
+    def _name(self, queue: DeviceQueue, chain: Chain, data: bytes) -> None:
+        """Remember what a buffer is for, to be able to say it."""
+        if self.numbered:
+            request = b""
+            if not data and chain.readable:
+                with suppress(DmaFault):
+                    request = chain.read(0, _REQUEST)
+            key = queue.index, chain.head
+            name = message_name(self.device.type, self.device.queue_role(queue.index), request, data)
+            if name or key not in self._names:
+                self._names[key] = name
+
+    def _called(self, queue: DeviceQueue, head: int) -> str:
+        name = self._names.get((queue.index, head), "")
+        role = self.device.queue_role(queue.index)
+        return f"{name} ({role})" if name else f"a buffer of {role}"
+
+    def attach(self, device: Device) -> None:
+        """Sit in a device; an execution may begin with one that is in use."""
+        super().attach(device)
+
+
+def _put(data: bytes, at: int, lie: Lie, room: int) -> bytes:
+    """Change one number of a made-up message: 4 bytes of the value, whose upper half chose the message."""
+    width = min(lie.width, 4)
+    if lie.change is Change.FILL or at + width > room:
+        return data[:room]
+    padded = data.ljust(at + width, b"\0")
+    true = int.from_bytes(padded[at:at + width], "little")
+    number = {Change.ADD: true + lie.value, Change.XOR: true ^ lie.value}.get(lie.change, lie.value)
+    return (padded[:at] + (number & (1 << 8 * width) - 1).to_bytes(width, "little") + padded[at + width:])[:room]

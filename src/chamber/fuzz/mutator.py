@@ -1,0 +1,176 @@
+"""How inputs are varied, as a custom mutator of AFL++: by whole lies, so that every input means something.
+
+AFL++ calls the functions of this module (its ``docs/custom_mutators.md``), and no other mutation of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Final
+
+from chamber.fuzz.lies import HEADER, RECORD, Change, Lie, Moment, Point, Program, Start
+
+__all__ = ("deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie", "trim")
+
+_MOST: Final = 8
+"""Lies that a varied input has at most: a finding is to be understood."""
+_WEIGHTS: Final = {
+    Point.FEATURES: 3, Point.CONFIG: 5, Point.RESPONSE: 12, Point.SIZE: 4, Point.USED_LENGTH: 8, Point.USED_ID: 3,
+    Point.USED_AGAIN: 2, Point.USED_AHEAD: 1, Point.DESCRIPTOR: 1, Point.WITHHELD: 3, Point.MESSAGE: 8,
+    Point.INTERRUPT: 2, Point.CONFIG_INTERRUPT: 3, Point.SILENCE: 1, Point.ACTION: 3,
+}
+_ANSWERS_NOTHING: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
+_TURNS: Final = 64
+_NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
+                   0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1,
+                   1 << 63, (1 << 64) - 1)
+_DICE: Final = random.Random()  # noqa: S311 - seeded by AFL++
+_FEATURE_BITS: Final = 42
+"""Bits of device types and of rings and transports that Linux knows, about."""
+
+
+def _value(dice: random.Random) -> int:
+    match dice.randrange(4):
+        case 0:
+            return dice.choice(_NUMBERS)
+        case 1:
+            return dice.randrange(64)
+        case 2:
+            return -dice.randrange(1, 64) & (1 << 64) - 1
+        case _:
+            return dice.getrandbits(dice.choice((8, 16, 32, 64)))
+
+
+def _small(dice: random.Random) -> int:
+    """A count: mostly none, few, now and then many."""
+    return int(dice.expovariate(0.4)) & 0x7F
+
+
+def random_lie(dice: random.Random) -> Lie:
+    """Make a lie up."""
+    point = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+    queue = 0xFF if dice.random() < 0.3 else dice.randrange(8)
+    offset = dice.choice((dice.randrange(16), dice.randrange(64), dice.randrange(512)))
+    value = _value(dice)
+    if point is Point.FEATURES:
+        value = dice.randrange(_FEATURE_BITS)
+    elif point in _ANSWERS_NOTHING:
+        offset = dice.randrange(len(Moment)) | dice.choice((0, dice.randrange(40), dice.randrange(8))) << 8
+        if point is Point.MESSAGE:
+            # Which queue and which message stand in its upper bytes.
+            value = value & 0xFFFFFFFF | dice.randrange(24) << 48 | dice.randrange(4) << 56
+        else:
+            value = dice.randrange(8)
+    return Lie(point, queue, _small(dice), dice.choice((1, 1, 2, 4, 0xFF)), offset, Change(dice.randrange(len(Change))),
+               dice.choice((1, 2, 4, 4, 8)), value)
+
+
+def _varied(lie: Lie, dice: random.Random) -> Lie:
+    """Change one thing about a lie."""
+    match dice.randrange(8):
+        case 0:
+            return replace(lie, value=_value(dice))
+        case 1:
+            return replace(lie, value=lie.value + dice.choice((-8, -4, -2, -1, 1, 2, 4, 8)) & (1 << 64) - 1)
+        case 2:
+            return replace(lie, when=_small(dice))
+        case 3:
+            return replace(lie, offset=(lie.offset + dice.choice((-256, -8, -4, -2, -1, 1, 2, 4, 8, 256))) & 0xFFFF)
+        case 4:
+            return replace(lie, change=Change(dice.randrange(len(Change))), width=dice.choice((1, 2, 4, 8)))
+        case 5:
+            return replace(lie, queue=0xFF if dice.random() < 0.3 else dice.randrange(8))
+        case 6:
+            return replace(lie, times=dice.choice((1, 2, 4, 0xFF)))
+        case _:
+            return replace(lie, value=lie.value ^ 1 << dice.randrange(64))
+
+
+def mutate(program: Program, other: Program, dice: random.Random) -> Program:
+    """Vary an input; `other` is one from the same corpus, to take lies from."""
+    lies = list(program.lies)
+    start, use, ring = program.start, program.use, program.ring
+    for _ in range(1 + min(int(dice.expovariate(0.7)), 5)):
+        match dice.randrange(10):
+            case 0 | 1 | 2 if len(lies) < _MOST:
+                lies.insert(dice.randint(0, len(lies)), random_lie(dice))
+            case 3 if lies:
+                del lies[dice.randrange(len(lies))]
+            case 4 if other.lies and len(lies) < _MOST:
+                lies.append(dice.choice(other.lies))
+            case 5 if dice.random() < 0.5:
+                use = dice.randrange(16)
+            case 5:
+                start = dice.choices(list(Start), (12, 6, 1))[0]
+            case 6 if dice.random() < 0.1:
+                ring = dice.randrange(4)
+            case _ if lies:
+                at = dice.randrange(len(lies))
+                lies[at] = _varied(lies[at], dice)
+            case _:
+                lies.append(random_lie(dice))
+    return Program(start, use, ring, tuple(lies[:_MOST]))
+
+
+# What AFL++ calls.
+
+def init(seed: int) -> None:
+    """Begin."""
+    _DICE.seed(seed)
+
+
+def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
+    """Return a varied input."""
+    program = mutate(Program.parse(bytes(data)), Program.parse(bytes(other or b"")), _DICE)
+    room = (max_size - HEADER.size) // RECORD.size
+    return bytearray(replace(program, lies=program.lies[:room]).build())
+
+
+def fuzz_count(data: bytearray) -> int:  # noqa: ARG001 - AFL++'s signature
+    """Return how often to vary an input before it is another's turn; AFL++ would dwell on each for a thousand times."""
+    return _TURNS
+
+
+class _Trim:
+    """An input that AFL++ has shortened: lies before `at` are needed."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.at = 0
+        self.attempts = 0
+
+    def without(self) -> Program:
+        """The input without the lie that is looked at."""
+        lies = self.program.lies
+        return replace(self.program, lies=lies[:self.at] + lies[self.at + 1:])
+
+
+_TRIMS: Final[list[_Trim]] = []
+"""The one at work, if there is one."""
+
+
+def init_trim(data: bytearray) -> int:
+    """Begin to shorten an input; return how many attempts there will be."""
+    _TRIMS[:] = [_Trim(Program.parse(bytes(data)))]
+    return len(_TRIMS[0].program.lies)
+
+
+def trim() -> bytearray:
+    """Leave one lie out."""
+    return bytearray(_TRIMS[0].without().build())
+
+
+def post_trim(success: bool) -> int:
+    """Keep what covers the same; return how many attempts were made."""
+    current = _TRIMS[0]
+    if success:
+        current.program = current.without()
+    else:
+        current.at += 1
+    current.attempts += 1
+    return current.attempts
+
+
+def deinit() -> None:
+    """End."""

@@ -1,0 +1,87 @@
+"""What afl-fuzz runs: executes inputs, and writes down what they reported and covered.
+
+Run as ``python -m chamber.fuzz.search_process FOLDER JOB``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.fuzz import forkserver
+from chamber.fuzz.progress import Progress
+from chamber.fuzz.reports import ReportStore
+from chamber.fuzz.settings import Folder
+from chamber.fuzz.uml_executor import UmlExecutor
+from chamber.lab.kernel.places import locate
+
+if TYPE_CHECKING:
+    from chamber.fuzz.execution import Execution, Executor
+
+__all__ = ("main",)
+
+_WRITE_SECONDS: Final = 1.0
+_PLACES_SECONDS: Final = 5.0
+
+
+class _Watch:
+    """Sees every execution."""
+
+    def __init__(self, folder: Folder, job: str) -> None:
+        self._store = ReportStore(folder.reports)
+        self._progress = Progress(folder.progress, job)
+        self._write_at = self._places_at = 0.0
+        self.knows = self._store.knows
+        self.executor: Executor | None = None
+
+    def seen(self, data: bytes, execution: Execution) -> bool:
+        assert self.executor is not None
+        progress = self._progress
+        progress.executions += 1
+        progress.lies += sum(execution.told.values())
+        progress.covered(self.executor.edges)
+        if self.executor.executions == 1:
+            progress.boots += 1
+        reported = self._store.seen(data, execution, fresh=self.executor.executions == 1)
+        progress.reports += reported
+        now = time.monotonic()
+        if now >= self._write_at:
+            self._write_at = now + _WRITE_SECONDS
+            if now >= self._places_at and isinstance(self.executor, UmlExecutor):
+                self._places_at = now + _PLACES_SECONDS
+                progress.reached(locate(*self.executor.reached()))
+            progress.write()
+        return reported
+
+    def close(self) -> None:
+        self._progress.close()
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """End in order, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve afl-fuzz with a campaign's executions."""
+    folder, job = Folder(Path(arguments[0])), arguments[1]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the campaign decides
+    signal.signal(signal.SIGTERM, _end)
+    watch = _Watch(folder, job)
+    try:
+        executor = watch.executor = folder.read_settings().executor(known=watch.knows, folder=folder.temporary)
+        try:
+            forkserver.serve(executor, watch.seen)
+        finally:
+            executor.close()
+    finally:
+        watch.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,311 @@
+"""Executes inputs on a real kernel: one guest serves many, and is started anew where an input may have harmed it."""
+
+from __future__ import annotations
+
+import enum
+import time
+from typing import TYPE_CHECKING, Final
+
+from chamber.device.catalogue import RINGS, make_device
+from chamber.fuzz.execution import Execution
+from chamber.fuzz.liar import Liar
+from chamber.fuzz.lies import Point, Start
+from chamber.lab.kernel.coverage import EDGES
+from chamber.lab.linux_oracle import judge_console
+from chamber.lab.observation import Evidence, Harm, TargetError
+from chamber.lab.uml_guest import GuestDied
+from chamber.lab.uml_worker import UmlWorker
+from chamber.link.eventloop import EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from chamber.device.base import Device
+    from chamber.fuzz.lies import Program
+    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("UmlExecutor",)
+
+_PATIENCE: Final = 0.03
+_PATIENCE_FACTOR: Final = 3
+"""What the device keeps back is given after so long, and so many times what the same took otherwise."""
+_HANG_SECONDS: Final = 1.5
+"""Seconds after which a guest that is served honestly hangs."""
+_UNKNOWN_SECONDS: Final = 0.1
+"""What something is said to take that was not seen to end yet."""
+_CHANGE_SECONDS: Final = 3.0
+_EXECUTIONS: Final = 5000
+"""Executions that a guest serves: what they leave behind is not to add up."""
+_KNOWN: Final = 200
+"""Known reports after which it has had enough, too."""
+_TRANSCRIPT: Final = 400
+_LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR, Point.WITHHELD,
+                             Point.USED_LENGTH, Point.SILENCE, Point.CONFIG})
+"""Lies that a driver may not get over, so that what follows would be no session with an honest device."""
+
+
+class _State(enum.Enum):
+    """How far the device is."""
+
+    OUT = "not plugged in"
+    ALONE = "plugged in, without a driver"
+    BOUND = "with its driver"
+
+
+_STEPS: Final = {
+    (_State.OUT, _State.ALONE): ("connect", "remove"), (_State.OUT, _State.BOUND): ("connect",),
+    (_State.ALONE, _State.OUT): ("disconnect",), (_State.ALONE, _State.BOUND): ("probe",),
+    (_State.BOUND, _State.OUT): ("disconnect",), (_State.BOUND, _State.ALONE): ("remove",),
+}
+_FROM: Final = {Start.SESSION: _State.BOUND, Start.PROBE: _State.ALONE, Start.CONNECT: _State.OUT}
+
+
+class UmlExecutor:
+    """Executes inputs for one type of device.
+
+    Args:
+        kernel: what to boot.
+        device: the type.
+        known: whether a report is known: the guest goes on after such, if it can.
+        folder: where guests' files go for as long as they live.
+        trace: keep a transcript of each execution.
+
+    Attributes:
+        boots: guests started.
+        executions: inputs executed on the guest that there is now.
+
+    """
+
+    def __init__(self, kernel: UmlKernel, device: DeviceType, *, known: Callable[[Evidence], bool] = lambda _e: False,
+                 folder: Path | None = None, trace: bool = False) -> None:
+        self.boots = 0
+        self.executions = 0
+        self._kernel = kernel
+        self._type = device
+        self._known = known
+        self._folder = folder
+        self._trace = trace
+        self._loop = EventLoop(spin=0.0005)
+        self._worker: UmlWorker | None = None
+        self._state = _State.OUT
+        self._ring = "split"
+        self._liar: Liar | None = None
+        self._device: Device | None = None
+        self._transcript: list[str] = []
+        self._begin = 0.0
+        self._reports = 0
+        self._usual: dict[tuple[Start, str], float] = {}
+        self._no_edges = memoryview(bytes(EDGES))
+
+    # The guest.
+
+    @property
+    def edges(self) -> memoryview:
+        """What the last execution covered; nothing where the kernel does not count."""
+        coverage = None if self._worker is None else self._worker.guest.coverage
+        return self._no_edges if coverage is None else coverage.edges
+
+    @property
+    def pid(self) -> int:
+        """The guest's kernel."""
+        return self._ready().guest.pid
+
+    @property
+    def release(self) -> str:
+        """What the kernel says that it is."""
+        return self._kernel.release
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """What the guest can do with the device."""
+        return self._ready().uses
+
+    def reached(self) -> tuple[set[int], dict[str, dict[str, int]]]:
+        """The addresses that the guest's drivers have reached, and where its modules are: see `locate`."""
+        guest = None if self._worker is None else self._worker.guest
+        if guest is None or guest.coverage is None:
+            return set(), {}
+        return guest.coverage.places(), guest.sections
+
+    def _ready(self) -> UmlWorker:
+        if self._worker is None:
+            self._liar = None
+            self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=self._kernel.options,
+                                     folder=self._folder)
+            self._worker.asked = self._asked
+            self._count(on=False)
+            self.boots += 1
+            self.executions = self._reports = 0
+            self._state = _State.OUT
+        return self._worker
+
+    def _provide(self) -> Device:
+        if self._device is not None:
+            self._device.close()
+        self._device = device = make_device(self._type, hooks=self._liar, ring=self._ring)
+        if self._trace:
+            device.trace = self._note
+        return device
+
+    def _note(self, line: str) -> None:
+        if len(self._transcript) < _TRANSCRIPT:
+            self._transcript.append(f"{time.monotonic() - self._begin:8.4f} {line}")
+
+    def _asked(self, action: str) -> None:
+        if self._device is not None:
+            self._device.host_action(action)
+
+    def _count(self, *, on: bool) -> None:
+        coverage = None if self._worker is None else self._worker.guest.coverage
+        if coverage is not None:
+            coverage.count(on=on)
+
+    def restart(self) -> None:
+        """End the guest; the next execution begins with a fresh one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+        device, self._device = self._device, None
+        if device is not None:
+            device.close()
+
+    def close(self) -> None:
+        """End the guest for good."""
+        self.restart()
+        self._loop.close()
+
+    # Executions.
+
+    def run(self, program: Program) -> Execution:
+        """Execute an input.
+
+        Raises:
+            TargetError: the guest does not start, or its device does not work with an honest host.
+
+        """
+        start = program.least_start
+        self._transcript = []
+        self._begin = time.monotonic()
+        if self.executions >= _EXECUTIONS or self._reports >= _KNOWN:
+            self.restart()
+        self._change(_FROM[start])
+        worker = self._ready()
+        use = worker.uses[program.use % len(worker.uses)]
+        execution = Execution(use, transcript=self._transcript)
+        liar = self._liar = Liar(program.lies)
+        if start is Start.CONNECT:
+            self._ring = tuple(RINGS)[program.ring % len(RINGS)]
+        elif self._device is not None:
+            self._device.hooks = liar
+            liar.attach(self._device)
+        steps = {Start.SESSION: [use], Start.PROBE: ["probe", use, "remove"],
+                 Start.CONNECT: ["connect", use, "disconnect"]}[start]
+        coverage = worker.guest.coverage
+        if coverage is not None:
+            coverage.clear_edges()
+            coverage.count(on=True)
+        self.executions += 1
+        try:
+            self._do(worker, liar, start, steps, execution)
+        except GuestDied:
+            self._died(worker, execution)
+        self._count(on=False)
+        execution.strikes, execution.told = liar.strikes, dict(liar.told)
+        self._judge(worker, execution)
+        if self._device is not None:
+            self._device.hooks = None
+        self._liar = None
+        self._ring = "split"
+        return execution
+
+    def _do(self, worker: UmlWorker, liar: Liar, start: Start, steps: list[str], execution: Execution) -> None:
+        if start is not Start.CONNECT:
+            liar.begin()
+        key = start, execution.use
+        usual = self._usual.get(key, _UNKNOWN_SECONDS)
+        begin = time.monotonic()
+        answer = worker.do(steps, _PATIENCE + _PATIENCE_FACTOR * usual)
+        if answer is not None:
+            self._usual[key] = (7 * self._usual.get(key, usual) + time.monotonic() - begin) / 8
+        else:
+            liar.honest()
+            answer = worker.go_on(_HANG_SECONDS)
+        self._note(f"guest: {' '.join(steps)}: {'does not end' if answer is None else answer or 'done'}")
+        if answer is None:
+            stack = worker.where()
+            where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
+            execution.evidence.append(Evidence(
+                Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
+                f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
+                f"{' < '.join(stack) or worker.guest.where()}"))
+            return
+        liar.honest()
+        # Where it can't be said how far things got, the next execution finds out.
+        self._state = {Start.SESSION: _State.BOUND, Start.PROBE: _State.ALONE, Start.CONNECT: _State.OUT}[start]
+        if start is Start.SESSION and any(lie.point in _LASTING and number in liar.told
+                                          for number, lie in liar.numbered):
+            self._leave(worker)
+
+    def _leave(self, worker: UmlWorker) -> None:
+        """Pull the device out: what an execution has done to its driver is over then, or shows now."""
+        if worker.do(["disconnect"], _CHANGE_SECONDS) is None:
+            raise GuestDied("it does not let go of the device")
+        self._state = _State.OUT
+
+    def _change(self, wanted: _State) -> None:
+        """Bring the device to where an execution begins, with an honest host."""
+        for attempt in range(3):
+            worker = self._ready()
+            if self._state is wanted:
+                return
+            try:
+                if worker.do(_STEPS[self._state, wanted], _CHANGE_SECONDS) == "":
+                    self._state = wanted
+                    return
+                # The driver did not want the device, or lost it: from the beginning, then with another guest.
+                if not attempt and worker.do(["disconnect"], _CHANGE_SECONDS) == "":
+                    self._state = _State.OUT
+                    continue
+            except GuestDied:
+                pass
+            self.restart()
+        raise TargetError("a fresh guest does not take the honest device: " + (
+            self._worker.guest.last_words() if self._worker is not None else "it does not start"))
+
+    def _died(self, worker: UmlWorker, execution: Execution) -> None:
+        status = worker.guest.exit_status
+        execution.console = worker.guest.take_console()
+        if not judge_console(execution.console):
+            if worker.guest.alive:
+                signature, harm = "the device can't be pulled out", Harm.DENIAL
+            elif status is not None and status < 0:
+                signature, harm = f"guest ended by signal {-status} without a word", Harm.MEMORY
+            else:
+                signature, harm = f"guest ended by status {status} without a word", Harm.DENIAL
+            execution.evidence.append(Evidence(harm, signature, execution.console[-2000:]))
+
+    def _judge(self, worker: UmlWorker, execution: Execution) -> None:
+        """Read what the kernel says, and decide whether the guest is good for another execution."""
+        execution.console += worker.guest.take_console()
+        if execution.console:
+            known = {e.signature for e in execution.evidence}
+            execution.evidence[:0] = [e for e in judge_console(execution.console) if e.signature not in known]
+        execution.evidence += worker.leaks.evidence
+        worker.leaks.evidence = []
+        if not execution.evidence:
+            return
+        self._reports += 1
+        hung = any(e.signature.startswith(("hang", "guest ", "the device")) for e in execution.evidence)
+        if not worker.guest.alive or hung or not all(self._known(e) for e in execution.evidence):
+            self._keep_edges()
+            self.restart()
+        elif self._state is not _State.OUT:
+            try:
+                self._leave(worker)
+            except GuestDied:
+                self.restart()
+
+    def _keep_edges(self) -> None:
+        self._no_edges = memoryview(bytes(self.edges))

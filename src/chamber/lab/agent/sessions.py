@@ -1,0 +1,223 @@
+"""What a guest does with its devices in a moment: pieces of the stimuli, small enough for hundreds a second."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import select
+import socket
+import termios
+import tty
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import blk, console, ethtool, kernel, net, vsock
+from chamber.lab.agent.disk import BLKRRPART, Direct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("SESSIONS", "uses_of")
+
+_RAW: Final = Path("/sys/class/virtio-ports")
+_DICE: Final = random.Random(1)  # noqa: S311 - test data
+
+
+def _echo_port(virtio: str, report: Report) -> None:
+    """Write to the echo port, and read back."""
+    with report.step("echo"):
+        fd = os.open(f"/dev/{console.wait_for_port(virtio, 'chamber.echo')}", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            os.write(fd, bytes(64))
+            console.read_exactly(fd, 64)
+        finally:
+            os.close(fd)
+
+
+def _terminal(_virtio: str, report: Report) -> None:
+    """Write to the console, and read back."""
+    with report.step("console"):
+        fd = os.open("/dev/hvc0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            tty.setraw(fd, termios.TCSANOW)
+            os.write(fd, bytes(16))
+            console.read_exactly(fd, 16)
+            fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+        finally:
+            os.close(fd)
+
+
+def _every_port(virtio: str, report: Report) -> None:
+    """Open, poll and write to whatever ports there are, and read their names."""
+    for name in console.ports(virtio):
+        report.attempt("name", (_RAW / name / "name").read_bytes)
+        with report.step("port"):
+            fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK)
+            try:
+                os.write(fd, b"word")
+                select.select([fd], [], [], 0.002)
+                os.read(fd, 100)
+            finally:
+                os.close(fd)
+    if (kernel.DEBUGFS / "virtio-ports").is_dir():
+        report.attempt("debugfs", kernel.read_tree, kernel.DEBUGFS / "virtio-ports", depth=1)
+
+
+def _come_and_go(virtio: str, report: Report) -> None:
+    """Hold a port while the host unplugs it, and another comes."""
+    with report.step("come and go"):
+        report.ask("plug")
+        fd = os.open(f"/dev/{console.wait_for_port(virtio, 'chamber.extra')}", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            os.write(fd, bytes(8))
+            report.ask("unplug")
+            select.select([fd], [], [], 0.002)
+            os.read(fd, 100)
+        finally:
+            os.close(fd)
+    report.ask("unplug")
+    report.ask("resize")
+
+
+def _closed_and_opened(virtio: str, report: Report) -> None:
+    """Hold a port while the host closes its side and opens it."""
+    with report.step("hang up"):
+        fd = os.open(f"/dev/{console.wait_for_port(virtio, 'chamber.echo')}", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            report.ask("hangup")
+            os.write(fd, bytes(8))
+            console.read_exactly(fd, 8)
+        finally:
+            os.close(fd)
+
+
+def _interface(virtio: str) -> str:
+    name = net.interface(virtio)
+    if not int((Path("/sys/class/net") / name / "flags").read_text(encoding="ascii"), 16) & 1:
+        net.up(name, plant=False)
+    return name
+
+
+def _ping(virtio: str, report: Report) -> None:
+    """Ping, with the interface brought up before if it is down."""
+    with report.step("ping"):
+        _interface(virtio)
+        net.ping(56, _DICE)
+
+
+def _datagrams(virtio: str, report: Report) -> None:
+    """Exchange small and large datagrams."""
+    with report.step("datagrams"):
+        _interface(virtio)
+        for size in (1, 1400, 4000):
+            net.udp_echo(size, _DICE)
+
+
+def _stream(virtio: str, report: Report) -> None:
+    """Exchange a stream."""
+    with report.step("stream"):
+        _interface(virtio)
+        net.tcp_echo(16384, _DICE)
+
+
+def _up_and_down(virtio: str, report: Report) -> None:
+    """Take the interface down and bring it up."""
+    with report.step("down and up"):
+        name = net.interface(virtio)
+        net.down(name)
+        net.up(name, plant=False)
+
+
+def _settings(virtio: str, report: Report) -> None:
+    """Read what ethtool and sysfs tell."""
+    with report.step("settings"):
+        name = net.interface(virtio)
+        ethtool.read_all(name, report)
+        kernel.read_tree(Path("/sys/class/net").resolve() / name, depth=1)
+
+
+def _read_disk(virtio: str, report: Report) -> None:
+    """Read from a disk, small and large."""
+    with report.step("read"), Direct(blk.disk_of(virtio), os.O_RDONLY) as direct:
+        direct.read(8, 8)
+        direct.read(256, 64)
+
+
+def _write_disk(virtio: str, report: Report) -> None:
+    """Write to a disk, and flush."""
+    with report.step("write"), Direct(blk.disk_of(virtio), os.O_RDWR) as direct:
+        direct.write(1024, bytes(4096))
+        direct.flush()
+
+
+def _disk_attributes(virtio: str, report: Report) -> None:
+    """Read what is told of a disk, and look for partitions."""
+    name = blk.disk_of(virtio)
+    block = Path("/sys/block") / name
+    report.attempt("serial number", (block / "serial").read_bytes)
+    report.attempt("cache type", (block / "cache_type").read_bytes)
+    report.attempt("set cache type", kernel.write, block / "cache_type", "write back")
+    with report.step("partitions"), Direct(name, os.O_RDONLY) as direct:
+        direct.ioctl(BLKRRPART)
+
+
+def _connection(virtio: str, report: Report, kind: int, size: int) -> None:  # noqa: ARG001 - as the others
+    with report.step("connection"), vsock.connect(kind) as sock:
+        vsock.echo(sock, bytes(size))
+
+
+def _stream_socket(virtio: str, report: Report) -> None:
+    """Connect a stream, and echo."""
+    _connection(virtio, report, socket.SOCK_STREAM, 200)
+
+
+def _message_socket(virtio: str, report: Report) -> None:
+    """Connect a socket of messages, and echo."""
+    _connection(virtio, report, socket.SOCK_SEQPACKET, 200)
+
+
+def _large_socket(virtio: str, report: Report) -> None:
+    """Echo more than a packet holds."""
+    _connection(virtio, report, socket.SOCK_STREAM, 20000)
+
+
+def _called_socket(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Be called by the host."""
+    with report.step("listen"), socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+        vsock.listen_for_calls(listener)
+        report.ask("call")
+        vsock.answer(listener)
+
+
+def _open_sockets(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Have connections open while others come and go, and leave data unread."""
+    with report.step("first"), vsock.connect(socket.SOCK_STREAM) as one:
+        one.send(bytes(3000))
+        with report.step("second"), vsock.connect(socket.SOCK_SEQPACKET) as two:
+            two.send(bytes(100))
+            one.shutdown(socket.SHUT_WR)
+            two.recv(50)
+
+
+def _nothing(virtio: str, report: Report) -> None:
+    """Leave the device alone: for what a probe and a removal show."""
+
+
+SESSIONS: Final[dict[str, dict[str, Callable[[str, Report], None]]]] = {
+    "blk": {"read": _read_disk, "write": _write_disk, "attributes": _disk_attributes},
+    "console": {"echo": _echo_port, "terminal": _terminal, "ports": _every_port,
+                "come-and-go": _come_and_go, "closed-and-opened": _closed_and_opened},
+    "net": {"ping": _ping, "datagrams": _datagrams, "stream": _stream, "up-and-down": _up_and_down,
+            "settings": _settings, "configure": net.configure},
+    "vsock": {"stream-socket": _stream_socket, "message-socket": _message_socket, "large-socket": _large_socket,
+              "called": _called_socket, "open-sockets": _open_sockets},
+}
+"""By type of device, then by name."""
+
+
+def uses_of(kind: str, stimuli: dict[str, Callable[[str, Report], None]]) -> dict[str, Callable[[str, Report], None]]:
+    """Return what a guest can do with a type of device: pieces, for want of those what assessments do; and nothing."""
+    return {**(SESSIONS.get(kind) or stimuli), "nothing": _nothing}

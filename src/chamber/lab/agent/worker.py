@@ -1,0 +1,105 @@
+"""A process of the guest that uses one device again and again, as often as the host says so: for fuzzers.
+
+It talks over a terminal of its own, and may hang, in the kernel and for good: PID 1 does not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tty
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import set_patience
+from chamber.lab.agent.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("serve",)
+
+_TERMINAL: Final = "/dev/tty2"
+_PATIENCE: Final = 0.06
+"""A silent device costs some milliseconds then."""
+_YIELDS: Final = 4
+
+
+class _Quiet(Report):
+    """A report of which nothing is sent but what the host is asked for."""
+
+    def send(self, **message: object) -> None:
+        """Send what asks for something."""
+        if "ask" in message:
+            super().send(**message)
+
+
+class _Device:
+    """One device, and how far it is.
+
+    Attributes:
+        virtio: name of the virtio device while it is connected.
+
+    """
+
+    def __init__(self, platform: str, report: Report) -> None:
+        self.virtio = ""
+        self._platform = platform
+        self._report = report
+        self._bind: tuple[int, int] | None = None
+
+    def connect(self) -> None:
+        """Plug the device in; its driver probes it."""
+        kernel.bind_platform(self._platform)
+        self.virtio = kernel.virtio_name(self._platform)
+
+    def disconnect(self) -> None:
+        """Pull it out."""
+        self.virtio = ""
+        kernel.unbind_platform(self._platform)
+
+    def probe(self) -> None:
+        """Have the driver probe the device, which it was removed from."""
+        os.write(self._driver()[1], self.virtio.encode())
+
+    def remove(self) -> None:
+        """Remove the driver from the device."""
+        os.write(self._driver()[0], self.virtio.encode())
+
+    def _driver(self) -> tuple[int, int]:
+        if self._bind is None:
+            driver = kernel.driver_of(self.virtio)
+            self._bind = os.open(driver / "unbind", os.O_WRONLY), os.open(driver / "bind", os.O_WRONLY)
+        return self._bind
+
+
+def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None:
+    """Do what the host says, for ever: a line of JSON with names of steps, and one with what went wrong in them."""
+    terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(terminal)
+    set_patience(_PATIENCE)
+    report = _Quiet(terminal)
+    device = _Device(platform, report)
+    steps: dict[str, Callable[[], None]] = {
+        "connect": device.connect, "disconnect": device.disconnect, "probe": device.probe, "remove": device.remove}
+    pending = b""
+    Report.send(report, hello=os.getpid(), uses=list(uses))
+    while True:
+        pending += os.read(terminal, 4096)
+        while b"\n" in pending:
+            line, pending = pending.split(b"\n", 1)
+            failed = ""
+            for step in json.loads(line):
+                try:
+                    if step in steps:
+                        steps[step]()
+                    else:
+                        uses[step](device.virtio, report)
+                except OSError as error:
+                    failed = failed or f"{step}: {error.strerror or error}"
+                except Exception as error:  # a bug of a stimulus must reach the host, and the next may be well
+                    failed = failed or f"{step}: {type(error).__name__}: {error}"
+            # What the kernel does behind a system call shall have its turn before the host looks.
+            for _ in range(_YIELDS):
+                os.sched_yield()
+            Report.send(report, done=failed)

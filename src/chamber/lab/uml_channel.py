@@ -1,0 +1,75 @@
+"""A terminal of a user-mode-linux guest, over which a process there and the host exchange lines of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import tty
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.link.eventloop import EventLoop
+
+__all__ = ("UmlChannel",)
+
+
+class UmlChannel:
+    """The host's end.
+
+    Args:
+        loop: where it is read.
+        heard: gets each message; what is no object of JSON is dropped, as a guest in trouble writes anything.
+
+    Attributes:
+        inner: the guest's end, until `handed_over`.
+
+    """
+
+    def __init__(self, loop: EventLoop, heard: Callable[[dict[str, Any]], None]) -> None:
+        self._loop = loop
+        self._heard = heard
+        self._line = b""
+        # Both ends in one process: the kernel wants a terminal of its own, and raw from the start.
+        self._fd, self.inner = pty.openpty()
+        tty.setraw(self.inner)
+        os.set_blocking(self._fd, False)
+
+    def handed_over(self) -> None:
+        """The guest's process has its end; begin to listen."""
+        os.close(self.inner)
+        self.inner = -1
+        self._loop.add_reader(self._fd, self._read)
+
+    def send(self, message: object) -> None:
+        """Write one line; a guest that does not read loses it."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # the kernel closed its end
+            self._loop.remove_reader(self._fd)
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict):
+                self._heard(message)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        if self.inner >= 0:
+            os.close(self.inner)
+            self.inner = -1

@@ -1,0 +1,131 @@
+"""A user-mode-linux guest that uses one device again and again, as fast as it can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from chamber.lab.leaks import LeakWatch
+from chamber.lab.observation import TargetError
+from chamber.lab.uml_guest import GuestDied, UmlGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.link.eventloop import EventLoop
+    from chamber.link.vhost_user import Servable
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("UmlWorker",)
+
+_START_SECONDS: Final = 20.0
+_NUDGE_SECONDS: Final = 0.1
+
+
+class UmlWorker:
+    """A process in a guest of its own, and the steps that it is told to do.
+
+    Args:
+        kernel: what to boot.
+        loop: where the device is served; `do` turns it.
+        device: the type of device.
+        provide: makes the device when the guest connects to it.
+        options: further words for the kernel's command line.
+        folder: where the guest's files go for as long as it lives.
+
+    Attributes:
+        uses: names of what it can do with the device, besides ``connect``, ``disconnect``, ``probe`` and ``remove``.
+        asked: gets what the guest asks of an honest host.
+        leaks: has seen all that the device read from buffers.
+
+    Raises:
+        TargetError: the guest does not start.
+
+    """
+
+    def __init__(self, kernel: UmlKernel, loop: EventLoop, device: DeviceType,
+                 provide: Callable[[], Servable | None], *, options: tuple[str, ...] = (),
+                 folder: Path | None = None) -> None:
+        self.asked: Callable[[str], None] = lambda _action: None
+        self._loop = loop
+        self._answers: list[dict[str, Any]] = []
+        marker = secrets.token_bytes(24)
+        self.leaks = LeakWatch(marker)
+        self.guest = UmlGuest(kernel, loop, {device: provide}, options=options, terminal=self._heard, folder=folder,
+                              observer=self.leaks.saw)
+        try:
+            answer = self.guest.request(_START_SECONDS, do="work", platform=self.guest.platform[device],
+                                        device=device.short, marker=marker.hex())
+            self._pid = -1 if answer is None else int(answer["pid"])
+            hello = self._wait(_START_SECONDS)
+            if hello is None:
+                raise TargetError(f"{kernel.path}: the guest's worker does not start")
+        except GuestDied:
+            words = self.guest.last_words()
+            self.guest.close()
+            raise TargetError(f"{kernel.path} did not start: {words}") from None
+        except BaseException:
+            self.guest.close()
+            raise
+        self.uses: tuple[str, ...] = tuple(hello["uses"])
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "ask" in message:
+            self.asked(str(message["ask"]))
+        else:
+            self._answers.append(message)
+
+    def do(self, steps: Iterable[str], seconds: float) -> str | None:
+        """Have steps done; return what went wrong in them, '' if nothing, None if they do not end in time.
+
+        Raises:
+            GuestDied: the guest ended meanwhile.
+
+        """
+        assert self.guest.second is not None
+        self._answers.clear()
+        self.guest.second.send(list(steps))
+        return self.go_on(seconds)
+
+    def go_on(self, seconds: float) -> str | None:
+        """Wait for steps that did not end in time to end after all; return as `do`.
+
+        Raises:
+            GuestDied: the guest ended meanwhile.
+
+        """
+        answer = self._wait(seconds)
+        return None if answer is None else str(answer.get("done"))
+
+    def _wait(self, seconds: float) -> dict[str, Any] | None:
+        answers = self._answers
+        guest = self.guest
+        deadline = time.monotonic() + seconds
+        while not self._loop.run_until(lambda: bool(answers) or not guest.alive,
+                                       min(deadline, time.monotonic() + _NUDGE_SECONDS)):
+            if time.monotonic() >= deadline:
+                return None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(guest.pid, signal.SIGIO)  # User-Mode Linux misses the signal of input now and then
+        if not answers:
+            guest.drain()
+            raise GuestDied(str(guest.exit_status))
+        return answers[0]
+
+    def where(self) -> list[str]:
+        """Return the kernel stack of a worker that hangs; nothing if the guest does not answer at all."""
+        with contextlib.suppress(GuestDied):
+            answer = self.guest.request(1.0, do="stack", pid=self._pid)
+            if answer is not None:
+                return [str(frame) for frame in answer["stack"]]
+        return []
+
+    def close(self) -> None:
+        """End the guest."""
+        self.guest.close()
