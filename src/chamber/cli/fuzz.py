@@ -15,7 +15,7 @@ from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.terminal import make_console
 from chamber.device.catalogue import TYPES
 from chamber.fuzz.campaign import Campaign
-from chamber.fuzz.settings import CampaignError, Settings
+from chamber.fuzz.settings import Settings
 from chamber.guest.profile import PROFILES
 from chamber.lab.kernel.store import list_built
 from chamber.lab.observation import TargetError
@@ -105,9 +105,7 @@ def _settings(device: str, target: str, kernel: Path | None, profile: str) -> tu
 def _search(campaign: Campaign, display: FuzzDisplay, seconds: float | None) -> None:
     end = None if seconds is None else time.monotonic() + seconds
     while end is None or time.monotonic() < end:
-        failure = campaign.failed()
-        if failure:
-            raise CampaignError(failure)
+        campaign.mend()
         display.update("searching")
         time.sleep(_TURN_SECONDS)
     campaign.finish()

@@ -31,6 +31,7 @@ __all__ = ("Campaign",)
 INSTALL_HINT: Final = "no afl-fuzz here: as root, apt-get install afl++"
 _SEEDED_USES: Final = 10
 _STOP_SECONDS: Final = 10.0
+_RESTARTS: Final = 5
 _MAX_INPUT: Final = 200
 _TIME_OUT_MS: Final = 20_000
 """After which afl-fuzz gives up on an execution; hangs of a guest are seen long before."""
@@ -65,6 +66,7 @@ class Campaign:
         self._more = more
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._confirmation: subprocess.Popen[bytes] | None = None
+        self._restarts = 0
         self._lock: IO[bytes] | None = None
         program = shutil.which("afl-fuzz")
         if program is None:
@@ -155,15 +157,31 @@ class Campaign:
                 stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=prepare,  # noqa: PLW1509
                 start_new_session=True, env={**os.environ, "TMPDIR": str(self.folder.temporary)})
 
-    def failed(self) -> str:
-        """Say why the search goes on no more, if it does not."""
-        for job, process in self._processes.items():
-            if process.poll() is not None:
-                log = (self.folder.progress / f"{job}.log").read_text(encoding="utf-8", errors="replace")
-                lines = [line.strip() for line in log.splitlines() if line.strip()]
-                wanted = [line for line in lines if "Error" in line or "ABORT" in line or "SYSTEM" in line]
-                return f"{job} ended: {(wanted or lines or ['it said nothing'])[-1]}"
-        return ""
+    def mend(self) -> None:
+        """Start again what has ended: a guest may fail to start on a machine that has much to do.
+
+        Raises:
+            CampaignError: it ends again and again.
+
+        """
+        for number, job in enumerate(self._jobs):
+            process = self._processes[job]
+            if process.poll() is None:
+                continue
+            self._restarts += 1
+            if self._restarts > _RESTARTS:
+                raise CampaignError(f"{job} ends again and again: {self._last_words(job)}")
+            self._end([process])
+            self._processes[job] = self._start(job, number)
+
+    def _last_words(self, job: str) -> str:
+        for name, wanted in ((f"{job}.error", ""), (f"{job}.log", "ABORT"), (f"{job}.log", "")):
+            with contextlib.suppress(OSError):
+                text = (self.folder.progress / name).read_text(encoding="utf-8", errors="replace")
+                lines = [line.strip() for line in text.splitlines() if line.strip() and wanted in line]
+                if lines:
+                    return lines[-1]
+        return "it said nothing"
 
     # What it has come to.
 

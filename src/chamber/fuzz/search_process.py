@@ -5,9 +5,11 @@ Run as ``python -m chamber.fuzz.search_process FOLDER JOB``.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,7 @@ from chamber.fuzz.reports import ReportStore
 from chamber.fuzz.settings import Folder
 from chamber.fuzz.uml_executor import UmlExecutor
 from chamber.lab.kernel.places import locate
+from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
     from chamber.fuzz.execution import Execution, Executor
@@ -71,6 +74,20 @@ def main(arguments: list[str]) -> int:
     folder, job = Folder(Path(arguments[0])), arguments[1]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the campaign decides
     signal.signal(signal.SIGTERM, _end)
+    # afl-fuzz throws away what this process prints.
+    with (folder.progress / f"{job}.error").open("w", encoding="utf-8") as errors, contextlib.redirect_stderr(errors):
+        try:
+            _search(folder, job)
+        except TargetError as error:
+            errors.write(f"{error}\n")
+            return 1
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+def _search(folder: Folder, job: str) -> None:
     watch = _Watch(folder, job)
     try:
         executor = watch.executor = folder.read_settings().executor(known=watch.knows, folder=folder.temporary)
@@ -80,7 +97,6 @@ def main(arguments: list[str]) -> int:
             executor.close()
     finally:
         watch.close()
-    return 0
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ _EXECUTIONS: Final = 5000
 _KNOWN: Final = 200
 """Known reports after which it has had enough, too."""
 _TRANSCRIPT: Final = 400
-_LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR, Point.WITHHELD,
-                             Point.USED_LENGTH, Point.SILENCE, Point.CONFIG})
-"""Lies that a driver may not get over, so that what follows would be no session with an honest device."""
+_LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR})
+"""Lies that a driver may not get over even though it works still."""
+_QUEUE_SIZE: Final = 32
+"""Descriptors of a queue. Drivers fill those that they receive through, which is most of a probe's work."""
 
 
 class _State(enum.Enum):
@@ -96,6 +97,7 @@ class UmlExecutor:
         self._transcript: list[str] = []
         self._begin = 0.0
         self._reports = 0
+        self._failures: dict[str, int] = {}
         self._usual: dict[tuple[Start, str], float] = {}
         self._no_edges = memoryview(bytes(EDGES))
 
@@ -132,7 +134,8 @@ class UmlExecutor:
     def _ready(self) -> UmlWorker:
         if self._worker is None:
             self._liar = None
-            self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=self._kernel.options,
+            words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}")
+            self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=words,
                                      folder=self._folder)
             self._worker.asked = self._asked
             self._count(on=False)
@@ -244,15 +247,17 @@ class UmlExecutor:
         liar.honest()
         # Where it can't be said how far things got, the next execution finds out.
         self._state = {Start.SESSION: _State.BOUND, Start.PROBE: _State.ALONE, Start.CONNECT: _State.OUT}[start]
-        if start is Start.SESSION and any(lie.point in _LASTING and number in liar.told
-                                          for number, lie in liar.numbered):
+        usually = self._failures[execution.use] = min(self._failures.get(execution.use, worker.failed), worker.failed)
+        if start is Start.SESSION and (worker.failed > usually or any(
+                lie.point in _LASTING and number in liar.told for number, lie in liar.numbered)):
             self._leave(worker)
 
     def _leave(self, worker: UmlWorker) -> None:
-        """Pull the device out: what an execution has done to its driver is over then, or shows now."""
-        if worker.do(["disconnect"], _CHANGE_SECONDS) is None:
-            raise GuestDied("it does not let go of the device")
-        self._state = _State.OUT
+        """Remove the driver: what an execution has done to it is over then, or shows now."""
+        if self._state is _State.BOUND:
+            if worker.do(["remove"], _CHANGE_SECONDS) is None:
+                raise GuestDied("it does not let go of the device")
+            self._state = _State.ALONE
 
     def _change(self, wanted: _State) -> None:
         """Bring the device to where an execution begins, with an honest host."""
@@ -301,7 +306,7 @@ class UmlExecutor:
         if not worker.guest.alive or hung or not all(self._known(e) for e in execution.evidence):
             self._keep_edges()
             self.restart()
-        elif self._state is not _State.OUT:
+        else:
             try:
                 self._leave(worker)
             except GuestDied:

@@ -42,6 +42,7 @@ class UmlWorker:
     Attributes:
         uses: names of what it can do with the device, besides ``connect``, ``disconnect``, ``probe`` and ``remove``.
         asked: gets what the guest asks of an honest host.
+        failed: how many parts of the last steps did not go well.
         leaks: has seen all that the device read from buffers.
 
     Raises:
@@ -53,6 +54,7 @@ class UmlWorker:
                  provide: Callable[[], Servable | None], *, options: tuple[str, ...] = (),
                  folder: Path | None = None) -> None:
         self.asked: Callable[[str], None] = lambda _action: None
+        self.failed = 0
         self._loop = loop
         self._answers: list[dict[str, Any]] = []
         marker = secrets.token_bytes(24)
@@ -101,7 +103,10 @@ class UmlWorker:
 
         """
         answer = self._wait(seconds)
-        return None if answer is None else str(answer.get("done"))
+        if answer is None:
+            return None
+        self.failed = int(answer.get("failed", 0))
+        return str(answer.get("done"))
 
     def _wait(self, seconds: float) -> dict[str, Any] | None:
         answers = self._answers

@@ -21,6 +21,7 @@ from chamber.lab.kernel.edits import edit_tree
 from chamber.lab.kernel.selftest import check_sanitizers
 from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.kernel.store import BuiltKernel, store_folder
+from chamber.lab.kernel.transport import TRANSPORT, change_transport, unchanged_parts
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -39,21 +40,6 @@ _TOOLS: Final = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison",
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 _FLAG: Final = "$(if $(CONFIG_CHAMBER_COVERAGE),-fsanitize-coverage=trace-pc)"
 _KEPT_LINES: Final = 40
-_TRANSPORT: Final = "arch/um/drivers/virtio_uml.c"
-_RESET: Final = b"\tvu_dev->status = 0;\n"
-_TOLD_RESET: Final = b"""\
-\tif (vu_dev->status & VIRTIO_CONFIG_S_DRIVER) {
-\t\tstruct virtqueue *vq;
-\t\tu64 features;
-
-\t\t/* As over PCI, the device is told: after a reset the driver has all buffers back, and frees them. */
-\t\tlist_for_each_entry_reverse(vq, &vdev->vqs, list)
-\t\t\tvhost_user_set_vring_enable(vu_dev, vq->index, false);
-\t\tvhost_user_get_features(vu_dev, &features);
-\t}
-\tvu_dev->status = 0;
-"""
-"""User-mode-linux tells nobody of a reset, so that a device goes on with buffers that are no more (7.3 and before)."""
 
 
 def build_kernel(source: KernelSource, options: KernelOptions, edits: Sequence[Edit] = (), *, jobs: int = 0,
@@ -102,13 +88,18 @@ def _key(source: KernelSource, options: KernelOptions, edits: Sequence[Edit]) ->
     digest = hashlib.sha256()
     compiler = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=False).stdout
     parts = [source.identity, source.version, compiler, fragment(options)]
-    parts += [f"{path} {text!r}" for path, text in _additions(source.tree, lambda _path: b"").items()]
+    parts += [f"{path} {text!r}" for path, text in _additions(source.tree, _nothing_but_own).items()]
     parts += [edit.identity for edit in edits]
     if Path(source.identity).is_absolute():
         parts.append(_fingerprint(Path(source.identity)))
     for part in parts:
         digest.update(f"{len(part)}:".encode() + part.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _nothing_but_own(path: str) -> bytes:
+    """What there is of a file where only Chamber's own additions count."""
+    return unchanged_parts() if path == TRANSPORT else b""
 
 
 def _fingerprint(tree: Path) -> str:
@@ -145,10 +136,10 @@ def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, byt
         for path in sorted(tree.glob(pattern)):
             folder = path.parent.relative_to(tree)
             append(f"{folder}/Makefile", f"CFLAGS_{path.stem}.o += {_FLAG}")
-    transport = read(_TRANSPORT)
-    if transport and transport.count(_RESET) != 1:
-        raise TargetError(f"{tree}: {_TRANSPORT} does not reset as those of 6.1 to 7.3 do")
-    changed[_TRANSPORT] = transport.replace(_RESET, _TOLD_RESET) if transport else _TOLD_RESET
+    try:
+        changed[TRANSPORT] = change_transport(read(TRANSPORT) or b"")
+    except ValueError as error:
+        raise TargetError(f"{tree}: {error}: no user-mode-linux of 6.1 to 7.3") from None
     return changed
 
 
