@@ -40,7 +40,9 @@ _REQUEST: Final = 64
 class Liar(Attack):
     """Tells lies.
 
-    Every lie counts its own opportunities. What is kept back is given by `honest` at the latest, so that a guest that
+    What a driver was told it has back may be freed, and a device behind a bounce buffer could not reach it: once a
+    queue's completions have named what they should not, nothing is written through it any more, and its buffers are
+    completed as they are. Every lie counts its own opportunities. What is kept back is given by `honest` at the latest, so that a guest that
     waits for it gets on.
 
     Args:
@@ -71,6 +73,7 @@ class Liar(Attack):
         self._names: dict[tuple[int, int], str] = {}
         self._rooms: dict[tuple[int, int], int] = {}
         self._previous: dict[int, int] = {}
+        self._untouchable: set[int] = set()
 
     # Whose turn it is.
 
@@ -150,6 +153,7 @@ class Liar(Attack):
 
     def queue_started(self, queue: DeviceQueue) -> None:
         """A moment."""
+        self._untouchable.discard(queue.index)
         self._moment(Moment.STARTED, queue)
 
     def driver_ok(self) -> None:
@@ -169,6 +173,9 @@ class Liar(Attack):
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Rewrite the driver's descriptors, or keep the buffer."""
         self._name(queue, chain, b"")
+        if queue.index in self._untouchable:
+            self.device.complete(queue, chain, 0)
+            return False
         self._moment(Moment.TAKEN, queue)
         for number, lie in self._by_point[Point.DESCRIPTOR]:
             if self._due(number, lie, queue):
@@ -195,13 +202,19 @@ class Liar(Attack):
         now = [held for held in self._held if which(held[0]) and queue in {None, held[1]}]
         self._held = [held for held in self._held if held not in now]
         for _, its, ring, chain, _ in now:
-            if its.ring is ring and its.broken is None:
-                with suppress(DriverError, DmaFault):
+            if its.ring is not ring or its.broken is not None:
+                continue
+            with suppress(DriverError, DmaFault):
+                if its.index in self._untouchable:
+                    self.device.complete(its, chain, 0)
+                else:
                     self.device.handle(its, chain)
-                self.device.flush(its)
+            self.device.flush(its)
 
     def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:
         """Write something else."""
+        if queue.index in self._untouchable:
+            return b""
         honest = bytes(data)
         self._last[queue.index] = honest[:4096]
         self._name(queue, chain, honest)
@@ -245,11 +258,13 @@ class Liar(Attack):
                 other = self._previous.get(queue.index, 0) if lie.change is Change.FILL else lie.apply(
                     head, queue.ring.size if queue.ring else 0)
                 out = [(other, out[0][1])]
+                self._untouchable.add(queue.index)
                 self._tell(number, f"queue {queue.index}: used id {other} where {head} is true, for "
                                    f"{self._called(queue, head)}")
         for number, lie in self._by_point[Point.USED_AGAIN]:
             if self._due(number, lie, queue):
                 out += [(head, length)] * (1 + lie.value % 3)
+                self._untouchable.add(queue.index)
                 self._tell(number, f"queue {queue.index}: {self._called(queue, head)} completed {len(out)} times")
         self._previous[queue.index] = head
         self._names.pop((queue.index, head), None)
@@ -262,6 +277,7 @@ class Liar(Attack):
             if ring is not None and self._due(number, lie, queue):
                 count = self._signed(lie, ring.size)
                 ring.raw_claim(count)
+                self._untouchable.add(queue.index)
                 self._tell(number, f"queue {queue.index}: {count} completions more than there are")
                 queue.interrupt()
         self._moment(Moment.PUBLISHED, queue)
@@ -349,7 +365,7 @@ class Liar(Attack):
         return waiting[(lie.value >> 56) % len(waiting)]
 
     def _send(self, number: int, lie: Lie, queue: DeviceQueue) -> None:
-        if not queue.started or queue.broken is not None:
+        if not queue.started or queue.broken is not None or queue.index in self._untouchable:
             return
         templates = TEMPLATES.get(self.device.type, {}).get(self.device.queue_role(queue.index), ())
         known = [self._last[queue.index]] if queue.index in self._last else []
