@@ -40,10 +40,10 @@ _REQUEST: Final = 64
 class Liar(Attack):
     """Tells lies.
 
-    What a driver was told it has back may be freed, and a device behind a bounce buffer could not reach it: once a
-    queue's completions have named what they should not, nothing is written through it any more, and its buffers are
-    completed as they are. Every lie counts its own opportunities. What is kept back is given by `honest` at the latest, so that a guest that
-    waits for it gets on.
+    Every lie counts its own opportunities. What is kept back is given by `honest` at the latest, so that a guest that
+    waits for it gets on. What a driver was told it has back may be freed, and a device behind a bounce buffer could not
+    reach it: once a queue's completions have named what they should not, nothing is written through it any more, and
+    its buffers are completed as they are.
 
     Args:
         lies: what to tell.
