@@ -6,7 +6,7 @@ from typing import Final
 
 from chamber.wire.virtio import DeviceType
 
-__all__ = ("CORE", "SOURCES")
+__all__ = ("BEHIND", "CORE", "SOURCES")
 
 SOURCES: Final[dict[DeviceType, tuple[str, ...]]] = {
     DeviceType.NET: ("drivers/net/virtio_net.c", "drivers/net/virtio/*.c"),
@@ -28,3 +28,6 @@ SOURCES: Final[dict[DeviceType, tuple[str, ...]]] = {
 
 CORE: Final = ("drivers/virtio/virtio.c", "drivers/virtio/virtio_ring.c", "drivers/virtio/virtio_pci_*.c")
 """What all of them stand on."""
+
+BEHIND: Final = ("include/linux/virtio_net.h", "drivers/input/input-mt.c", "block/blk-settings.c")
+"""Where else a device's word is checked; not under test, as most of what is there is about something else."""
