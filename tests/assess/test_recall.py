@@ -96,6 +96,13 @@ def test_a_denial_is_no_find_where_a_broken_guest_is_expected(tmp_path: Path, mo
     assert not measured(tmp_path, monkeypatch, kernels).rows[0].found
 
 
+def test_a_bug_is_told_from_a_request_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug, silent, other = (harmed(Harm.DENIAL, signature=s) for s in ("BUG: f", "no answer: use", "no answer: read"))
+    kernels = Kernels({ATTACK: silent, OTHER: silent}, {ATTACK: bug, OTHER: other})
+    text = ROW + 'expected = ["denied"]\n'
+    assert measured(tmp_path, monkeypatch, kernels, text).rows[0].attacks == (ATTACK,)
+
+
 def test_a_kernel_that_cannot_be_built_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, TargetError("undo-one does not apply"))
     assert measured(tmp_path, monkeypatch, kernels).rows[0].reason == "undo-one does not apply"
