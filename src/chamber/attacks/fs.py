@@ -21,6 +21,8 @@ __all__ = ("fs_attacks",)
 
 _MAX32: Final = 0xFFFFFFFF
 _MAX64: Final = (1 << 64) - 1
+_CACHE_DIR: Final = 8
+"""Flag of OPENDIR's answer: what is listed may be kept."""
 _ENTRIES: Final = frozenset({Opcode.LOOKUP, Opcode.CREATE, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK})
 _ATTRIBUTES: Final = frozenset({Opcode.GETATTR, Opcode.SETATTR})
 _LISTS: Final = frozenset({Opcode.READDIR, Opcode.READDIRPLUS})
@@ -86,6 +88,24 @@ def _name(name: bytes) -> Callable[[bytes], bytes]:
         return entry.ljust(len(entry) + 7 & ~7, b"\0")
 
     return change
+
+
+def _cached(length: int) -> Callable[[], Attack]:
+    """Have lists kept in the page cache, and give their first entry a long name."""
+    def answer(request: bytes, honest: bytes) -> bytes | None:
+        operation, body = _opcode(request), honest[OUT_HEADER.size:]
+        if operation == Opcode.OPENDIR and len(body) >= fuse.OPEN_OUT.size:
+            handle, flags, padding = fuse.OPEN_OUT.unpack_from(body)
+            return honest[:OUT_HEADER.size] + fuse.OPEN_OUT.pack(handle, flags | _CACHE_DIR, padding)
+        entry = fuse.ENTRY_SIZE if operation == Opcode.READDIRPLUS else 0
+        if operation not in _LISTS or len(body) < entry + fuse.DIRENT.size:
+            return None
+        ino, offset, _, kind = fuse.DIRENT.unpack_from(body, entry)
+        listed = bytes(entry) + fuse.DIRENT.pack(ino, offset, length, kind) + b"n" * length
+        listed = listed.ljust(len(listed) + 7 & ~7, b"\0")
+        return OUT_HEADER.pack(OUT_HEADER.size + len(listed), *OUT_HEADER.unpack_from(honest)[1:]) + listed
+
+    return lambda: Answer("requests", answer)
 
 
 def _offsets(body: bytes) -> bytes:
@@ -244,6 +264,8 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("name-nul", _P, _M, "lists names with a NUL", _body(_LISTS, _name(b"a\0b"))),
     ("name-long", _L, _M, "lists a name of 1000 bytes", _body(_LISTS, _name(b"n" * 1000))),
     ("name-length-max", _L, _M, "lists a name of 2**32 - 1 bytes", _body(_LISTS, _put(16, _MAX32, 4))),
+    *((f"list-cached-{n}", _L, _M, f"lists a name of {n:,} bytes, and has it cached", _cached(n))
+      for n in (1, 1024, 4072, 4095)),
     ("list-circle", _P, _N, "has directories lead back to their beginning", _body(_LISTS, _offsets)),
     ("list-offset-max", _P, _M, "says that a list goes on at 2**64 - 1", _body(_LISTS, _put(8, _MAX64, 8))),
     ("list-cut", _L, _M, "ends lists in the middle of an entry", _body(_LISTS, lambda b: b[:-5])),
@@ -264,6 +286,7 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("xattr-size-zero", _P, _D, "says that attributes are empty", _body(_SIZES, _put(0, 0, 4))),
     ("xattr-grown", _L, _M, "sends attributes longer than it said",
      _body(_SIZES, lambda b: b if len(b) == fuse.SIZE_OUT.size else b + bytes(64))),
+    ("open-flags", _P, _M, "answers OPEN with every flag set", _body(_OPENS, _put(8, _MAX32, 4))),
     ("open-cut", _L, _M, "cuts the answer to OPEN", _body(_OPENS, lambda b: b[:4])),
 )
 
