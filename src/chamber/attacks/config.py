@@ -167,6 +167,9 @@ _WHOLE: Final = (
 _WRITTEN_ONLY: Final = {(DeviceType.BALLOON, "actual"), (DeviceType.BALLOON, "poison_val")}
 """Fields that Linux writes and never reads back."""
 
+_BESIDE: Final = {(DeviceType.BLOCK, "zoned"): {"zoned.model": 1}}
+"""By the group that a field is in: what a device says beside a lie about it, as drivers pass it over otherwise."""
+
 _KNOWN: Final = {
     "blk-config-writeback-beyond": "BUG_ON in cache_type_show of virtio_blk, open in Linux 6.12.117",
     "blk-config-blk-size-zero": "virtio_blk: use blk_validate_block_size()",
@@ -198,12 +201,13 @@ def config_attacks() -> Iterator[AttackSpec]:
         fields = [field for field in layout if field.is_integer and "unused" not in field.name]
         for field in fields:
             stem = f"{device.short}-config-{field.name.replace('.', '-').replace('_', '-')}"
+            beside = _BESIDE.get((device, field.name.partition(".")[0]), {})
             for edge, value in lies_about(field).items():
                 name = f"{stem}-{edge}"
                 yield AttackSpec(
                     name, device, Surface.CONFIG, Aim.MEMORY, layout.spec,
                     f"The device says {field.name} = {value} in its configuration.",
-                    lambda layout=layout, lies={field.name: value}: ConfigLie(layout, lies),  # type: ignore[misc]
+                    lambda layout=layout, lies={**beside, field.name: value}: ConfigLie(layout, lies),  # type: ignore[misc]
                     stimuli=_stimuli(device, field), targets=_targets(device, field), known=_KNOWN.get(name, ""))
             if field.role in _AMOUNTS and "." not in field.name and (field.legal is not None or field.feature is None):
                 yield AttackSpec(
