@@ -26,6 +26,7 @@ def use(victim: Victim) -> None:
     for _ in range(3):
         victim.request(INFLATE, [pages], [])
         victim.request(DEFLATE, [pages], [])
+        victim.device.write_config(CONFIG["actual"].offset, bytes(4))
     for _ in range(3):
         victim.device.host_action("statistics")
         victim.collect(STATS)

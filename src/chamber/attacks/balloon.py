@@ -131,6 +131,33 @@ class Inquisitive(AtRole):
         return False
 
 
+class AtWrite(AtRole):
+    """Keeps buffers back until the driver writes configuration, which it does last when it goes away, too."""
+
+    def __init__(self, role: str, *, times: int) -> None:
+        super().__init__(role, times=times)
+        self._kept: list[tuple[DeviceQueue, Chain]] = []
+
+    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
+        """Keep it."""
+        if not self.due(queue):
+            return True
+        self._kept.append((queue, chain))
+        return False
+
+    def config_written(self, offset: int, data: bytes) -> None:
+        """Give all back."""
+        for queue, chain in self._kept:
+            queue.push(chain.head, 0)
+            self.strike(f"queue {queue.index}: buffer given back as {len(data)} bytes are written at {offset}")
+            self.device.flush(queue)
+        self._kept.clear()
+
+    def queue_stopping(self, queue: DeviceQueue) -> None:
+        """Its buffers go away."""
+        self._kept = [entry for entry in self._kept if entry[0] is not queue]
+
+
 class EarlyDone(AtRole):
     """Says that it is done with hints, and writes into the pages that are hinted afterwards."""
 
@@ -183,6 +210,9 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("statistics-storm", Surface.NOTIFICATION, Aim.DENIAL, "5.5.6.3",
      "asks for statistics again as soon as it has them",
      lambda: Inquisitive("stats", times=100), _BOTH),
+    ("statistics-at-write", Surface.LIFECYCLE, Aim.MEMORY, "5.5.6.3",
+     "asks for statistics whenever the driver writes configuration, as on its removal",
+     lambda: AtWrite("stats", times=100), _BOTH),
 )
 
 
@@ -190,4 +220,5 @@ def balloon_attacks() -> Iterator[AttackSpec]:
     """Attacks on the balloon's protocol."""
     for what, surface, aim, spec, summary, make, targets in _ROWS:
         yield AttackSpec(f"balloon-{what}", DeviceType.BALLOON, surface, aim, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=("use",), targets=targets)
+                         f"The device {summary}.", make, targets=targets,
+                         stimuli=("use", "rebind") if surface is Surface.LIFECYCLE else ("use",))
