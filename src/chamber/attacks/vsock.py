@@ -91,6 +91,11 @@ def _in_pieces(heard: Header) -> list[Packet]:
     return [answer(heard, _OP.RW, b"p" * 100, flags=SeqFlag.EOM if i == 4 else 0) for i in range(5)]
 
 
+def _bytes() -> Callable[[], Attack]:
+    """More messages than the guest has memory for, and of fewer bytes than it has space for."""
+    return lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW, b"1", flags=SeqFlag.EOM)] * 60000, times=1, retries=1500)
+
+
 _Row = tuple[str, Surface, Aim, str, str, "Callable[[], Attack]", tuple[str, ...]]
 
 _LENGTHS: Final[tuple[_Row, ...]] = (
@@ -158,6 +163,9 @@ _STATES: Final[tuple[_Row, ...]] = (
     ("request-flood-foreign", Surface.LIFECYCLE, Aim.DENIAL, "5.10.6.2",
      "asks for 300 connections in the name of other context ids",
      _many(_OP.RESPONSE, 300, lambda h, i: answer(h, _OP.REQUEST, src_port=200000 + i, src_cid=3 + i)), ("listen",)),
+    ("request-flood-local", Surface.LIFECYCLE, Aim.DENIAL, "5.10.4",
+     "asks for 300 connections in the name of the guest itself",
+     _many(_OP.RESPONSE, 300, lambda h, i: answer(h, _OP.REQUEST, src_port=200000 + i, src_cid=1)), ("listen",)),
     ("request-and-rst", Surface.LIFECYCLE, Aim.MEMORY, "5.10.6.5", "asks for 50 connections and ends them at once",
      _many(_OP.RESPONSE, 100, lambda h, i: answer(h, _OP.RST if i % 2 else _OP.REQUEST, src_port=300000 + i // 2)),
      ("listen",)),
@@ -203,6 +211,8 @@ _CREDIT: Final[tuple[_Row, ...]] = (
      "sends one byte more than the guest has space for",
      lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW, b"\xC5" * min(900, left))
                                        for left in range(h.buf_alloc + 1, 0, -900)], times=1), ("use",)),
+    ("data-of-one-byte", Surface.PAYLOAD, Aim.DENIAL, "5.10.6.3",
+     "sends 60,000 messages of one byte, which take a buffer each", _bytes(), ("use",)),
     ("data-of-nothing", Surface.PAYLOAD, Aim.DENIAL, "5.10.6", "sends 400 packets of data without data",
      _on(_OP.RW, (_OP.RW, b"", {}), repeat=200), ("use", "many")),
     ("buf-alloc-zero", Surface.PAYLOAD, Aim.DENIAL, "5.10.6.3", "says that it has no space",
@@ -305,6 +315,7 @@ _KNOWN: Final = {
     "suspend-completion": "CVE-2026-80932, vsock/virtio: flush works in dependency order",
     "len-wild": "CVE-2025-39718, vsock/virtio: Validate length in packet header before skb_put()",
     "buf-alloc-shrinks": "vsock/virtio: Fix unsigned integer wrap around in virtio_transport_has_space()",
+    "data-of-one-byte": "vsock/virtio: fix potential unbounded skb queue, Linux 6.12.94",
     "request-flood-foreign": "CVE-2026-46214, vsock/virtio: fix accept queue count leak on transport mismatch",
     "rst-after-close": "CVE-2025-21669, vsock/virtio: discard packets if the transport changes",
 }

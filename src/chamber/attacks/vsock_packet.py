@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -110,11 +111,12 @@ class Inject(Attack):
         delay: seconds to wait; 0 to be first, before the honest device answers.
         skip: packets of the guest to let pass first.
         times: how often to do it in a run.
+        retries: how often to wait for buffers, if there are fewer than packets.
 
     """
 
     def __init__(self, op: int, make: Callable[[Header], list[Packet]], *, kind: VsockType | None = None,
-                 delay: float = 0.0, skip: int = 0, times: int = 2) -> None:
+                 delay: float = 0.0, skip: int = 0, times: int = 2, retries: int = _RETRIES) -> None:
         super().__init__()
         self._op = op
         self._make = make
@@ -122,6 +124,7 @@ class Inject(Attack):
         self._delay = delay
         self._skip = skip
         self._times = times
+        self._retries = retries
         # What the guest has sent, by its port: made-up packets forward it all, so that only the lie itself is odd.
         self._sent: dict[int, int] = {}
 
@@ -144,8 +147,7 @@ class Inject(Attack):
             self._skip -= 1
             return
         self._times -= 1
-        pending = [self._plausible(packet) for packet in self._make(header)]
-        self._start(pending)
+        self._start(deque(self._plausible(packet) for packet in self._make(header)))
 
     def _plausible(self, packet: Packet) -> Packet:
         header = packet.header
@@ -153,14 +155,14 @@ class Inject(Attack):
             return packet
         return Packet(header._replace(fwd_cnt=self._sent.get(header.dst_port, 0)), packet.data, packet.claim)
 
-    def _start(self, pending: list[Packet]) -> None:
-        retries = _RETRIES
+    def _start(self, pending: deque[Packet]) -> None:
+        retries = self._retries
 
         def send() -> None:
             nonlocal retries
             queue = self.device.queues[RX_QUEUE]
             while pending and queue.started and (chain := _take(queue)) is not None:
-                self._hand_over(queue, chain, pending.pop(0))
+                self._hand_over(queue, chain, pending.popleft())
             self.device.flush(queue)
             retries -= 1
             if pending and retries and queue.started:
