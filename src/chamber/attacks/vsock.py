@@ -91,6 +91,10 @@ def _in_pieces(heard: Header) -> list[Packet]:
     return [answer(heard, _OP.RW, b"p" * 100, flags=SeqFlag.EOM if i == 4 else 0) for i in range(5)]
 
 
+_STRANGERS: Final = (("cid", {"src_cid": _FOREIGN}), ("port", {"src_port": 4242}))
+"""Whom a connection is not with."""
+
+
 def _bytes() -> Callable[[], Attack]:
     """More messages than the guest has memory for, and of fewer bytes than it has space for."""
     return lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW, b"1", flags=SeqFlag.EOM)] * 60000, times=1, retries=1500)
@@ -186,6 +190,10 @@ _STATES: Final[tuple[_Row, ...]] = (
          repeat=4), ("use", "many")),
     ("data-early", Surface.LIFECYCLE, Aim.MEMORY, "5.10.6.5", "sends data on a connection before it accepts it",
      _on(_OP.REQUEST, (_OP.RW, b"early", {})), ("use", "many")),
+    *((f"{what}-of-stranger-{whose}", Surface.LIFECYCLE, Aim.DENIAL, "5.10.6.2",
+       f"sends {what.upper()} on connections from another {whose} than they are with",
+       _on(_OP.RW, (op, b"", {**fields, "flags": 3}), repeat=2), ("use", "many"))
+      for what, op in (("rst", _OP.RST), ("shutdown", _OP.SHUTDOWN)) for whose, fields in _STRANGERS),
     ("shutdown-early", Surface.LIFECYCLE, Aim.MEMORY, "5.10.6.5", "shuts a connection down before it accepts it",
      _on(_OP.REQUEST, (_OP.SHUTDOWN, b"", {"flags": 3})), ("use", "many")),
     ("shutdown-and-data", Surface.LIFECYCLE, Aim.DECEPTION, "5.10.6.5", "says that it sends no more, and sends",
@@ -271,6 +279,9 @@ _CONTENT: Final[tuple[_Row, ...]] = (
      lambda: Rewrite(_Replay(), ops=_DATA), ("use", "many")),
     ("data-twice", Surface.CONTENT, Aim.DECEPTION, "5.10.6.5", "sends data that nobody sent, before the data",
      _on(_OP.RW, (_OP.RW, _MARK, {})), ("use", "many")),
+    *((f"data-of-stranger-{what}", Surface.CONTENT, Aim.DECEPTION, "5.10.6.2",
+       f"sends data on connections from another {what} than they are with", _on(_OP.RW, (_OP.RW, _MARK, fields)),
+       ("use", "many")) for what, fields in _STRANGERS),
     ("data-halved", Surface.CONTENT, Aim.DENIAL, "5.10.6.5", "loses half of each packet's data",
      lambda: Rewrite(_halved, ops=_DATA), ("use",)),
     ("data-inverted", Surface.CONTENT, Aim.DECEPTION, "5.10.6.5", "changes the data",
@@ -315,6 +326,8 @@ _KNOWN: Final = {
     "suspend-completion": "CVE-2026-80932, vsock/virtio: flush works in dependency order",
     "len-wild": "CVE-2025-39718, vsock/virtio: Validate length in packet header before skb_put()",
     "buf-alloc-shrinks": "vsock/virtio: Fix unsigned integer wrap around in virtio_transport_has_space()",
+    "data-of-stranger-cid": "CVE-2026-99123",
+    "data-of-stranger-port": "CVE-2026-99123",
     "data-of-one-byte": "vsock/virtio: fix potential unbounded skb queue, Linux 6.12.94",
     "request-flood-foreign": "CVE-2026-46214, vsock/virtio: fix accept queue count leak on transport mismatch",
     "rst-after-close": "CVE-2025-21669, vsock/virtio: discard packets if the transport changes",
