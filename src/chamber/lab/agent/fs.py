@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import time
@@ -39,6 +40,18 @@ def _content(path: Path) -> bytes:
         while len(data) < _LIMIT and (part := file.read(_PIECE)):
             data += part
     return data
+
+
+def _store(path: Path, data: bytes) -> None:
+    """Write a file; how much the kernel says that it wrote can't be more than it was given."""
+    with path.open("wb", buffering=0) as file:
+        while data:
+            count = file.write(data)
+            if count > len(data):
+                raise WrongData(f"{count} bytes written, of {len(data)}")
+            if not count:
+                raise OSError(errno.EIO, "nothing is written")
+            data = data[count:]
 
 
 def _compare(got: bytes, right: bytes, what: str) -> None:
@@ -80,7 +93,7 @@ def _use(top: Path, report: Report) -> None:
     folder = top / "made"
     with report.step("make a directory and a file"):
         folder.mkdir()
-        (folder / "file").write_bytes(data)
+        _store(folder / "file", data)
         _compare(_content(folder / "file"), data, "what was written")
     with report.step("append, truncate, change permissions"):
         with (folder / "file").open("ab") as file:
