@@ -79,6 +79,12 @@ def test_a_warning_is_denial() -> None:
     assert evidence.signature == "WARNING mm/page_alloc.c:5634: __alloc_pages < __kmalloc_large_node"
 
 
+def test_who_asked_for_too_much_memory_is_named() -> None:
+    trace = " [<600c1236>] ___kmalloc_large_node+0x1/0x2\n [<600c1237>] alloc_netdev_mqs+0x1/0x2\n"
+    [evidence] = judge_console(WARNING + trace)
+    assert evidence.signature == "WARNING mm/page_alloc.c:5634: alloc_netdev_mqs"
+
+
 def test_a_null_pointer_is_denial_and_a_wild_one_is_not() -> None:
     line = "Kernel panic - not syncing: Kernel mode fault at addr {}, ip 0x60123456"
     assert [e.harm for e in judge_console(line.format("0x10"))] == [Harm.DENIAL]

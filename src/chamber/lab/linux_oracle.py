@@ -74,6 +74,10 @@ _NOISE = re.compile(
     r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|_*kasan_\w+|print_\w+|vpanic|add_taint|check_slab_allocation|"
     r"_*alloc_pages\w*|_*alloc_frozen\w*|_*kv?malloc\w*|_*kmem_cache_alloc\w*|_*krealloc\w*|free_to_partial_list|"
     r"_*asan_\w+|_*ubsan_\w+|check_region_inline|get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
+_ALLOCATORS = re.compile(
+    r"^(_*(alloc|get_free)_(frozen_)?pages\w*|_*k[vz]?[mcz]?alloc\w*|_*do_kmalloc\w*|_*kvmalloc\w*|_*krealloc\w*|_*vmalloc\w*|"
+    r"devm_k\w*alloc\w*|folio_alloc\w*)$")
+"""Who is asked for memory says nothing about who asked for too much of it."""
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
 
 
@@ -85,14 +89,16 @@ def strip_addresses(text: str) -> str:
 def _frames(lines: list[str]) -> list[str]:
     """Name the innermost functions of the first trace in `lines`, sure ones only, noise left out."""
     names: list[str] = []
+    allocators: list[str] = []
     for line in lines:
         frame = _FRAME.search(line)
         name = frame["name"].partition(".")[0] if frame and not frame["unsure"] else ""
-        if name and not _NOISE.match(name) and name not in names:
-            names.append(name)
+        known = allocators if _ALLOCATORS.match(name) else names
+        if name and not _NOISE.match(name) and name not in known:
+            known.append(name)
         if len(names) == _FRAMES:
             break
-    return names
+    return names or allocators[:_FRAMES]
 
 
 def _fault(lines: list[str], number: int) -> tuple[str, list[str]]:
