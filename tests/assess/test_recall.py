@@ -103,6 +103,14 @@ def test_a_bug_is_told_from_a_request_without_an_answer(tmp_path: Path, monkeypa
     assert measured(tmp_path, monkeypatch, kernels, text).rows[0].attacks == (ATTACK,)
 
 
+def test_a_guest_deceived_at_the_same_step_by_another_attack_is_a_find(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = harmed(Harm.WRONG_DATA, signature="wrong data taken: use: read")
+    kernels = Kernels({ATTACK: SERVED, OTHER: wrong}, {ATTACK: wrong, OTHER: wrong})
+    text = ROW + 'expected = ["deceived"]\n'
+    assert measured(tmp_path, monkeypatch, kernels, text).rows[0].attacks == (ATTACK,)
+
+
 def test_a_kernel_that_cannot_be_built_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, TargetError("undo-one does not apply"))
     assert measured(tmp_path, monkeypatch, kernels).rows[0].reason == "undo-one does not apply"

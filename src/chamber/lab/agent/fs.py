@@ -91,10 +91,12 @@ def _use(top: Path, report: Report) -> None:
         _compare(_content(top / LINK[0]), SAMPLE[LINK[1]], "what a link leads to")
     data = random.Random(5).randbytes(100_000)  # noqa: S311 - test data
     folder = top / "made"
+    made = False  # what was refused can't be found again
     with report.step("make a directory and a file"):
         folder.mkdir()
         _store(folder / "file", data)
         _compare(_content(folder / "file"), data, "what was written")
+        made = True
     with report.step("append, truncate, change permissions"):
         with (folder / "file").open("ab") as file:
             file.write(b"end")
@@ -109,7 +111,8 @@ def _use(top: Path, report: Report) -> None:
         os.symlink("elsewhere", folder / "soft")
         os.link(folder / "file", folder / "hard")
         os.rename(folder / "file", folder / "renamed")
-        _compare(_content(folder / "hard"), data[:50], "a file by its other name")
+        if made:
+            _compare(_content(folder / "hard"), data[:50], "a file by its other name")
         for name in ("soft", "hard", "renamed"):
             (folder / name).unlink()
         folder.rmdir()
