@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Alarm", "Recall", "Row", "measure_recall")
 
+_UNPLACED: Final = frozenset({Verdict.DECEIVED, Verdict.LEAKED})
+"""Whose signatures name no place in a kernel."""
 _ALARMING: Final = frozenset({Verdict.BROKEN, Verdict.LEAKED})
 
 
@@ -153,14 +155,14 @@ def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result], expected:
     """Return what the one kernel shows, as expected, and the other does not show: neither there nor anywhere else.
 
     An attack that both kernels deny service at shows something if they do it in another way: one drops a packet, the
-    other stops at a BUG. What deceives a guest is told by the attack alone: its signature says no more than which step
-    took wrong data.
+    other stops at a BUG. What deceives a guest, or leaks, is told by the attack alone: the signature says no more than
+    which step took wrong data, or that a secret was seen.
     """
     before = {result.attack.name: _way(result) for result in fixed}
     shown = {result.signature for result in fixed}
     return [result for result in vulnerable if result.verdict in expected
             and before.get(result.attack.name) != _way(result)
-            and (result.verdict is Verdict.DECEIVED or result.signature not in shown)]
+            and (result.verdict in _UNPLACED or result.signature not in shown)]
 
 
 def _way(result: Result) -> tuple[Verdict, str]:

