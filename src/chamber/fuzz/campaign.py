@@ -112,10 +112,10 @@ class Campaign:
         # What a search that was killed has left of its guests.
         shutil.rmtree(folder.temporary, ignore_errors=True)
         folder.temporary.mkdir()
-        for use in range(_SEEDED_USES):
-            for start in Start:
-                path = folder.seeds / f"honest-{start.name.lower()}-{use:02}"
-                path.write_bytes(Program(start, use).build())
+        seeds = [Program(start, use) for use in range(_SEEDED_USES) for start in (Start.SESSION, Start.PROBE)]
+        for program in (*seeds, Program(Start.CONNECT)):
+            path = folder.seeds / f"honest-{program.start.name.lower()}-{program.use:02}"
+            path.write_bytes(program.build())
         for number, data in enumerate(self._more):
             (folder.seeds / f"given-{number:04}").write_bytes(data)
 

@@ -31,8 +31,8 @@ __all__ = ("UmlExecutor",)
 _PATIENCE: Final = 0.03
 _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
-_HANG_SECONDS: Final = 1.5
-"""Seconds after which a guest that is served honestly hangs."""
+_HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.7, 2.5
+"""Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""
 _CHANGE_SECONDS: Final = 3.0
@@ -234,7 +234,7 @@ class UmlExecutor:
             self._usual[key] = (7 * self._usual.get(key, usual) + time.monotonic() - begin) / 8
         else:
             liar.honest()
-            answer = worker.go_on(_HANG_SECONDS)
+            answer = worker.go_on(_SURELY_HANGS_SECONDS if self._trace else _HANG_SECONDS)
         self._note(f"guest: {' '.join(steps)}: {'does not end' if answer is None else answer or 'done'}")
         if answer is None:
             stack = worker.where()

@@ -72,11 +72,11 @@ _NOISE = re.compile(
     r"hard_handler|userspace|handle_syscall|new_thread_handler|check_bytes_and_report|check_object|slab_\w+|object_err|"
     r"print_trailer|sprintf|info_print_prefix|printk_get_next_message|console_\w+|mem\w+|str\w*cpy|sized_strscpy|slab_err|check_slab|_+slab_alloc|__kmem_cache_alloc_node|validate_slab\w*|slab_pad_check|on_freelist|validate_store|free_debug_processing|"
     r"alloc_debug_processing|report_bug|asm_\w+|exc_\w+|do_trap|report_\w+|_*kasan_\w+|print_\w+|vpanic|add_taint|check_slab_allocation|"
-    r"_*alloc_pages\w*|_*alloc_frozen\w*|_*kv?malloc\w*|_*kmem_cache_alloc\w*|_*krealloc\w*|free_to_partial_list|"
+    r"free_to_partial_list|"
     r"_*asan_\w+|_*ubsan_\w+|check_region_inline|get_partial_node\w*|free_consistency_checks|restore_bytes|kernfs_\w+|sysfs_kf_write)$")
 _ALLOCATORS = re.compile(
     r"^(_*(alloc|get_free)_(frozen_)?pages\w*|_*k[vz]?[mcz]?alloc\w*|_*do_kmalloc\w*|_*kvmalloc\w*|_*krealloc\w*|_*vmalloc\w*|"
-    r"devm_k\w*alloc\w*|folio_alloc\w*)$")
+    r"devm_k\w*alloc\w*|_*kmem_cache_alloc\w*|folio_alloc\w*)$")
 """Who is asked for memory says nothing about who asked for too much of it."""
 _ADDRESS = re.compile(r"\b(?:0x)?[0-9a-f]{8,16}\b")
 

@@ -126,7 +126,7 @@ class UmlWorker:
     def where(self) -> list[str]:
         """Return the kernel stack of a worker that hangs; nothing if the guest does not answer at all."""
         with contextlib.suppress(GuestDied):
-            answer = self.guest.request(1.0, do="stack", pid=self._pid)
+            answer = self.guest.request(0.4, do="stack", pid=self._pid)
             if answer is not None:
                 return [str(frame) for frame in answer["stack"]]
         return []

@@ -180,9 +180,16 @@ def read_tree(top: Path, *, depth: int = 3, limit: int = 400) -> int:
 
 
 class _Secret:
-    """What `plant` leaves behind; the host says what it is, to know it again."""
+    """What `plant` leaves behind; the host says what it is, to know it again.
+
+    Attributes:
+        marker: the bytes.
+        wanted: whether `plant` is to plant it; that takes a while.
+
+    """
 
     marker = b"\0"
+    wanted = True
 
 
 SECRET = _Secret()
@@ -191,6 +198,8 @@ SECRET = _Secret()
 def plant() -> None:
     """Leave a secret in pages that the kernel has freed and will use again; any guest's memory is full of such."""
     marker = SECRET.marker
+    if not SECRET.wanted:
+        return
     page = (marker * (4096 // len(marker) + 1))[:4096]
     # Datagrams lie in blocks of eight pages, from which drivers take receive buffers too.
     for _ in range(_PLANTED_SOCKETS):

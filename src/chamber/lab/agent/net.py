@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI",)
+__all__ = ("STIMULI", "configure", "down", "forward", "interface", "ping", "tcp_echo", "udp_echo", "up", "with_xdp")
 
 GUEST: Final = "10.99.0.2"
 PEER: Final = "10.99.0.1"
@@ -54,10 +54,9 @@ def _flags(control: socket.socket, name: str) -> int:
     return int.from_bytes(fcntl.ioctl(control, _SIOCGIFFLAGS, _ifreq(name, b""))[16:18], "little")
 
 
-def up(name: str, *, plant: bool = True) -> None:
+def up(name: str) -> None:
     """Give the interface its address and bring it up; its receive buffers come from memory that held secrets."""
-    if plant:
-        kernel.plant()
+    kernel.plant()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFADDR, _ifreq(name, _address(GUEST)))
         fcntl.ioctl(control, _SIOCSIFNETMASK, _ifreq(name, _address("255.255.255.0")))
@@ -87,7 +86,7 @@ def ping(size: int, dice: random.Random) -> None:
     packet = struct.pack(">BBHHH", 8, 0, _checksum(head + payload), ident, sequence) + payload
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(patient(_TIMEOUT))
-        for _ in range(_TRIES):
+        for _ in range(max(1, round(patient(_TRIES)))):
             raw.sendto(packet, (PEER, 0))
             try:
                 while True:
@@ -110,7 +109,7 @@ def udp_echo(size: int, dice: random.Random) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         datagram.settimeout(patient(_TIMEOUT))
         datagram.connect((PEER, _ECHO))
-        for _ in range(_TRIES):
+        for _ in range(max(1, round(patient(_TRIES)))):
             datagram.send(payload)
             try:
                 answer = datagram.recv(65536)

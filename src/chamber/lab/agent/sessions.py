@@ -97,7 +97,7 @@ def _closed_and_opened(virtio: str, report: Report) -> None:
 def _interface(virtio: str) -> str:
     name = net.interface(virtio)
     if not int((Path("/sys/class/net") / name / "flags").read_text(encoding="ascii"), 16) & 1:
-        net.up(name, plant=False)
+        net.up(name)
     return name
 
 
@@ -128,7 +128,7 @@ def _up_and_down(virtio: str, report: Report) -> None:
     with report.step("down and up"):
         name = net.interface(virtio)
         net.down(name)
-        net.up(name, plant=False)
+        net.up(name)
 
 
 def _settings(virtio: str, report: Report) -> None:
@@ -211,7 +211,7 @@ SESSIONS: Final[dict[str, dict[str, Callable[[str, Report], None]]]] = {
     "console": {"echo": _echo_port, "terminal": _terminal, "ports": _every_port,
                 "come-and-go": _come_and_go, "closed-and-opened": _closed_and_opened},
     "net": {"ping": _ping, "datagrams": _datagrams, "stream": _stream, "up-and-down": _up_and_down,
-            "settings": _settings, "configure": net.configure},
+            "settings": _settings, "configure": net.configure, "xdp": net.with_xdp, "forward": net.forward},
     "vsock": {"stream-socket": _stream_socket, "message-socket": _message_socket, "large-socket": _large_socket,
               "called": _called_socket, "open-sockets": _open_sockets},
 }

@@ -87,6 +87,7 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None
     terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     set_patience(_PATIENCE)
+    kernel.SECRET.wanted = False
     report = _Quiet(terminal)
     device = _Device(platform, report)
     steps: dict[str, Callable[[], None]] = {
