@@ -67,6 +67,7 @@ class Liar(Attack):
             else:
                 self._by_point[lie.point].append((number, lie))
         self._left = _ACTS
+        self._begun = False
         self._depth = 0
         self._held: list[tuple[int, DeviceQueue, Ring, Chain, int]] = []
         self._last: dict[int, bytes] = {}
@@ -91,11 +92,18 @@ class Liar(Attack):
         self.strike(what)
 
     def begin(self) -> None:
-        """The execution begins: lies that wait for a while begin to."""
+        """The execution begins, if it does not begin with the driver being ready: what is told later waits from now."""
+        if self._begun:
+            return
+        self._begun = True
         for number, lie in self._by_moment[Moment.LATER]:
             call = partial(self._late, number, lie)
             for turn in range(min(lie.times, 8)):
                 self.device.schedule((lie.offset >> 8) / 1000 * (turn + 1), call)
+
+    def _act(self, action: str) -> None:
+        if self.device.hooks is self:
+            self.device.host_action(action)
 
     def _late(self, number: int, lie: Lie) -> None:
         if self._left > 0 and self.device.hooks is self:
@@ -157,7 +165,8 @@ class Liar(Attack):
         self._moment(Moment.STARTED, queue)
 
     def driver_ok(self) -> None:
-        """A moment."""
+        """A moment, and the beginning of time for what is told later."""
+        self.begin()
         self._moment(Moment.READY, None)
 
     def notified(self, queue: DeviceQueue) -> None:
@@ -342,7 +351,8 @@ class Liar(Attack):
                 if actions:
                     action = actions[lie.value % len(actions)]
                     self._tell(number, f"{action}, {self._at(lie)}")
-                    self.device.host_action(action)
+                    # Between two things that the device does: in the middle of one no honest host acts.
+                    self.device.schedule(0.0, partial(self._act, action))
             case _:
                 self._send(number, lie, self._inbound(lie, queue))
 

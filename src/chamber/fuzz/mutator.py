@@ -11,7 +11,8 @@ from typing import Final
 
 from chamber.fuzz.lies import HEADER, RECORD, Change, Lie, Moment, Point, Program, Start
 
-__all__ = ("deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie", "trim")
+__all__ = ("deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie", "shortened",
+           "trim")
 
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
@@ -170,6 +171,11 @@ def post_trim(success: bool) -> int:
         current.at += 1
     current.attempts += 1
     return current.attempts
+
+
+def shortened() -> Program:
+    """What the last shortening has come to."""
+    return _TRIMS[0].program
 
 
 def deinit() -> None:

@@ -40,6 +40,8 @@ _EXECUTIONS: Final = 5000
 """Executions that a guest serves: what they leave behind is not to add up."""
 _KNOWN: Final = 200
 """Known reports after which it has had enough, too."""
+_WAITS: Final = ("do_nanosleep", "poll_schedule_timeout", "do_sys_poll", "do_select", "interrupt_end")
+"""Where a worker is that just takes its time."""
 _TRANSCRIPT: Final = 400
 _LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR})
 """Lies that a driver may not get over even though it works still."""
@@ -97,6 +99,7 @@ class UmlExecutor:
         self._transcript: list[str] = []
         self._begin = 0.0
         self._reports = 0
+        self._slow = False
         self._failures: dict[str, int] = {}
         self._usual: dict[tuple[Start, str], float] = {}
         self._no_edges = memoryview(bytes(EDGES))
@@ -224,7 +227,7 @@ class UmlExecutor:
         return execution
 
     def _do(self, worker: UmlWorker, liar: Liar, start: Start, steps: list[str], execution: Execution) -> None:
-        if start is not Start.CONNECT:
+        if start is Start.SESSION:
             liar.begin()
         key = start, execution.use
         usual = self._usual.get(key, _UNKNOWN_SECONDS)
@@ -239,6 +242,9 @@ class UmlExecutor:
         if answer is None:
             stack = worker.where()
             where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
+            if where and where[0].startswith(_WAITS):
+                self._slow = True
+                return
             execution.evidence.append(Evidence(
                 Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
                 f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
@@ -299,6 +305,11 @@ class UmlExecutor:
             execution.evidence[:0] = [e for e in judge_console(execution.console) if e.signature not in known]
         execution.evidence += worker.leaks.evidence
         worker.leaks.evidence = []
+        if self._slow:
+            self._slow = False
+            self._keep_edges()
+            self.restart()
+            return
         if not execution.evidence:
             return
         self._reports += 1
