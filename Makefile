@@ -7,7 +7,7 @@ OUT    ?= chamber-out
 
 # What a run needs, and what tests need besides; see docs/dependencies.md.
 RUN_PACKAGES  := python3-venv user-mode-linux
-TEST_PACKAGES := chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qemu-system-common qemu-system-x86 seabios tshark
+TEST_PACKAGES := afl++ chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qemu-system-common qemu-system-x86 seabios tshark
 
 # What building a kernel needs.
 KERNEL_PACKAGES := bc binutils bison coccinelle flex gcc libc6-dev patch perl xz-utils

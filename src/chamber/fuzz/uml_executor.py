@@ -40,7 +40,7 @@ _EXECUTIONS: Final = 5000
 """Executions that a guest serves: what they leave behind is not to add up."""
 _KNOWN: Final = 200
 """Known reports after which it has had enough, too."""
-_WAITS: Final = ("do_nanosleep", "poll_schedule_timeout", "do_sys_poll", "do_select", "interrupt_end")
+_WAITS: Final = ("do_nanosleep", "poll_schedule_timeout", "do_sys_poll", "do_select", "wait_woken", "interrupt_end")
 """Where a worker is that just takes its time."""
 _TRANSCRIPT: Final = 400
 _LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR})
@@ -99,7 +99,7 @@ class UmlExecutor:
         self._transcript: list[str] = []
         self._begin = 0.0
         self._reports = 0
-        self._slow = False
+        self._over = False
         self._failures: dict[str, int] = {}
         self._usual: dict[tuple[Start, str], float] = {}
         self._no_edges = memoryview(bytes(EDGES))
@@ -240,15 +240,7 @@ class UmlExecutor:
             answer = worker.go_on(_SURELY_HANGS_SECONDS if self._trace else _HANG_SECONDS)
         self._note(f"guest: {' '.join(steps)}: {'does not end' if answer is None else answer or 'done'}")
         if answer is None:
-            stack = worker.where()
-            where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
-            if where and where[0].startswith(_WAITS):
-                self._slow = True
-                return
-            execution.evidence.append(Evidence(
-                Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
-                f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
-                f"{' < '.join(stack) or worker.guest.where()}"))
+            self._hangs(worker, steps, execution)
             return
         liar.honest()
         # Where it can't be said how far things got, the next execution finds out.
@@ -256,13 +248,25 @@ class UmlExecutor:
         usually = self._failures[execution.use] = min(self._failures.get(execution.use, worker.failed), worker.failed)
         if start is Start.SESSION and (worker.failed > usually or any(
                 lie.point in _LASTING and number in liar.told for number, lie in liar.numbered)):
-            self._leave(worker)
+            self._leave(worker, execution)
 
-    def _leave(self, worker: UmlWorker) -> None:
+    def _hangs(self, worker: UmlWorker, steps: list[str], execution: Execution) -> None:
+        """Tell where the guest is that does not get on, unless it just takes its time."""
+        stack = worker.where()
+        where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
+        self._over = True
+        if where and where[0].startswith(_WAITS):
+            return
+        execution.evidence.append(Evidence(
+            Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
+            f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
+            f"{' < '.join(stack) or worker.guest.where()}"))
+
+    def _leave(self, worker: UmlWorker, execution: Execution) -> None:
         """Remove the driver: what an execution has done to it is over then, or shows now."""
         if self._state is _State.BOUND:
             if worker.do(["remove"], _CHANGE_SECONDS) is None:
-                raise GuestDied("it does not let go of the device")
+                self._hangs(worker, ["remove"], execution)
             self._state = _State.ALONE
 
     def _change(self, wanted: _State) -> None:
@@ -289,9 +293,7 @@ class UmlExecutor:
         status = worker.guest.exit_status
         execution.console = worker.guest.take_console()
         if not judge_console(execution.console):
-            if worker.guest.alive:
-                signature, harm = "the device can't be pulled out", Harm.DENIAL
-            elif status is not None and status < 0:
+            if status is not None and status < 0:
                 signature, harm = f"guest ended by signal {-status} without a word", Harm.MEMORY
             else:
                 signature, harm = f"guest ended by status {status} without a word", Harm.DENIAL
@@ -305,21 +307,20 @@ class UmlExecutor:
             execution.evidence[:0] = [e for e in judge_console(execution.console) if e.signature not in known]
         execution.evidence += worker.leaks.evidence
         worker.leaks.evidence = []
-        if self._slow:
-            self._slow = False
+        if self._over:
+            self._over = False
             self._keep_edges()
             self.restart()
             return
         if not execution.evidence:
             return
         self._reports += 1
-        hung = any(e.signature.startswith(("hang", "guest ", "the device")) for e in execution.evidence)
-        if not worker.guest.alive or hung or not all(self._known(e) for e in execution.evidence):
+        if not worker.guest.alive or not all(self._known(e) for e in execution.evidence):
             self._keep_edges()
             self.restart()
         else:
             try:
-                self._leave(worker)
+                self._leave(worker, execution)
             except GuestDied:
                 self.restart()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tty
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
@@ -23,6 +24,9 @@ _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.06
 """A silent device costs some milliseconds then."""
 _YIELDS: Final = 4
+_SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
+_SYSRQ_DUMPS: Final = "8"
+"""What only shows something."""
 
 
 class _Quiet(Report):
@@ -88,6 +92,8 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None
     tty.setraw(terminal)
     set_patience(_PATIENCE)
     kernel.SECRET.wanted = False
+    # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
+    kernel.write(_SYSRQ, _SYSRQ_DUMPS)
     report = _Quiet(terminal)
     device = _Device(platform, report)
     steps: dict[str, Callable[[], None]] = {

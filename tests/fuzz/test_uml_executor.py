@@ -1,0 +1,127 @@
+"""Inputs on a real kernel: honest ones do no harm, and none outlives what started it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chamber.fuzz.lies import Change, Lie, Moment, Point, Program, Start
+from chamber.fuzz.progress import read_counts
+from chamber.fuzz.uml_executor import UmlExecutor
+from chamber.lab.kernel.build import build_kernel
+from chamber.lab.kernel.config import KernelOptions
+from chamber.lab.kernel.source import find_source
+from chamber.lab.observation import Harm
+from chamber.lab.uml_kernel import find_kernel
+from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.kernel.store import BuiltKernel
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> BuiltKernel:
+    return build_kernel(find_source("6.12"), KernelOptions())
+
+
+@pytest.mark.parametrize("device", [DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE, DeviceType.VSOCK,
+                                    DeviceType.FS, DeviceType.SCSI, DeviceType.BALLOON])
+def test_honest_inputs_do_no_harm_and_cover_the_driver(kernel: BuiltKernel, device: DeviceType) -> None:
+    with closing(UmlExecutor(find_kernel(kernel.binary), device, trace=True)) as executor:
+        for turn in range(2):
+            for start in Start:
+                for use, name in enumerate(executor.uses):
+                    execution = executor.run(Program(start, use))
+                    assert not execution.evidence, (turn, start, name, execution.evidence)
+                    assert execution.use == name
+                    if start is not Start.SESSION:
+                        assert sum(map(bool, executor.edges)) > 100, (start, name)
+        assert executor.boots == 1
+
+
+def test_a_bug_is_reported_and_the_next_input_has_a_fresh_guest(kernel: BuiltKernel) -> None:
+    # 6.12 believes that a name ends where the used length says.
+    lies = Lie(Point.SIZE, 2, times=0xFF, value=4096), Lie(Point.RESPONSE, 2, times=0xFF, offset=8,
+                                                           change=Change.FILL, value=0x41414141)
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE)) as executor:
+        echo = executor.uses.index("echo")
+        execution = executor.run(Program(Start.CONNECT, echo, 0, lies))
+        assert any(e.harm is Harm.MEMORY and e.signature.startswith("KASAN") for e in execution.evidence)
+        assert any("PORT_NAME" in strike for strike in execution.strikes)
+        assert not executor.run(Program(Start.CONNECT, echo)).evidence
+        assert executor.boots == 2
+
+
+def test_a_guest_goes_on_after_what_is_known(kernel: BuiltKernel) -> None:
+    lies = Lie(Point.SIZE, 2, times=0xFF, value=4096), Lie(Point.RESPONSE, 2, times=0xFF, offset=8,
+                                                           change=Change.FILL, value=0x41414141)
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE, known=lambda _e: True)) as executor:
+        for _ in range(3):
+            assert executor.run(Program(Start.PROBE, 0, 0, lies)).evidence
+        assert executor.boots == 1
+
+
+def test_what_a_device_keeps_back_is_no_hang(kernel: BuiltKernel) -> None:
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.BLOCK)) as executor:
+        execution = executor.run(Program(Start.PROBE, 0, 0, (Lie(Point.WITHHELD, 0, change=Change.ADD),)))
+        assert execution.told == {0: 1}
+        assert not execution.evidence
+
+
+def test_what_is_told_while_the_driver_goes_away_comes_before_it_frees(kernel: BuiltKernel) -> None:
+    lie = Lie(Point.MESSAGE, 0xFF, times=0xFF, offset=Moment.STOPPING)
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE)) as executor:
+        for _ in range(10):
+            execution = executor.run(Program(Start.PROBE, 0, 0, (lie,)))
+            assert execution.told
+            assert not any("qlist" in e.signature for e in execution.evidence)
+
+
+def _guests(folder: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes()
+        except OSError:
+            continue
+        if f"uml_dir={folder}".encode() in line:
+            found.append(int(path.parent.name))
+    return found
+
+
+def _wait_for(what: str, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_no_kernel_outlives_its_campaign(kernel: BuiltKernel, tmp_path: Path, end: signal.Signals) -> None:
+    top = tmp_path / "campaign"
+    command = [sys.executable, "-m", "chamber", "fuzz", "blk", "--kernel", str(kernel.binary), "--jobs", "2",
+               "--corpus", str(top)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        _wait_for("both jobs execute", lambda: all(
+            read_counts(top / "progress" / f"job{n}.counts").executions > 100 for n in (1, 2)))
+        assert len(_guests(top)) >= 2
+        process.send_signal(end)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == (130 if end is signal.SIGINT else -end), out
+    _wait_for("no kernel is left", lambda: not _guests(top))
+    executions = sum(read_counts(path).executions for path in (top / "progress").glob("*.counts"))
+    assert subprocess.run([*command, "--time", "10"], capture_output=True, timeout=120, check=False).returncode == 0
+    assert sum(read_counts(path).executions for path in (top / "progress").glob("*.counts")) > executions
+    assert not (top / "tmp").exists()
+    assert not _guests(top)
