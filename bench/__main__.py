@@ -24,7 +24,7 @@ from bench.storage import disk_rows, file_rows
 from chamber.device.catalogue import make_device
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_kernel import LOUD, find_kernel
-from chamber.lab.uml_runner import DEVICES, UmlRunner
+from chamber.lab.uml_runner import UmlRunner
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ PROBES = (
 
 def cycles(options: tuple[str, ...]) -> list[str]:
     """Probe and remove cycles a second, for each device as assessments have it, on one guest."""
-    return [_cycle_row(device, device.short, UmlRunner(find_kernel(), options=options), options) for device in DEVICES]
+    kernel = find_kernel()
+    return [_cycle_row(device, device.short, UmlRunner(kernel, options=options), options) for device in kernel.devices]
 
 
 def plain_cycles() -> list[str]:

@@ -12,7 +12,7 @@ from chamber.attacks.catalogue import find
 from chamber.lab.observation import Harm, Observation, Scenario, TargetError
 from chamber.lab.uml import UmlTarget
 from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_runner import DEVICES, UmlRunner
+from chamber.lab.uml_runner import UmlRunner
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_an_honest_device_is_used_without_a_finding(runner: UmlRunner, device: D
 
 
 def test_honest_devices_bear_a_shutdown(runner: UmlRunner) -> None:
-    for device in DEVICES:
+    for device in KERNEL.devices:
         observation = runner.run(Scenario(device, ("use", "shutdown")))
         assert observation.evidence == []
         assert observation.completed
@@ -119,7 +119,7 @@ def _command_line(process: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.short)
+@pytest.mark.parametrize("device", KERNEL.devices, ids=lambda device: device.short)
 def test_a_thousand_honest_probes_and_removals(device: DeviceType) -> None:
     runner = UmlRunner(KERNEL)
     try:

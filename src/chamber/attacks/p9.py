@@ -298,5 +298,6 @@ def p9_attacks() -> Iterator[AttackSpec]:
     for rows in (_HEADERS, _ERRORS, _SESSIONS, _WALKS, _READS, _LISTS, _ATTRIBUTES, _LOCKS):
         for what, surface, aim, summary, make, stimuli in rows:
             yield AttackSpec(f"9p-{what}", DeviceType.TRANSPORT_9P, surface, aim, "virtio 1.3, 5",
-                             f"The device {summary}.", make, stimuli=stimuli, targets=frozenset({"model"}),
+                             f"The device {summary}.", make, stimuli=stimuli,
+                             targets=frozenset({"model"}) if what == "peek" else frozenset({"model", "uml"}),
                              known=_KNOWN.get(what, ""))

@@ -176,8 +176,7 @@ class CryptoDevice(Device):
             operation = DataOp(header["opcode"])
         except ValueError:
             raise _Refuse(CryptoStatus.NOTSUPP) from None
-        if not header["flag"] & wire.FLAG_SESSION_MODE:
-            raise _Refuse(CryptoStatus.NOTSUPP)  # stateless modes are not offered
+        # `flag` tells sessions from stateless modes, and those are not offered: Linux leaves it at 0 then.
         service, computation = self._sessions.get(header["session_id"], (None, None))
         if computation is None or service != operation >> 8:
             raise _Refuse(CryptoStatus.INVSESS)

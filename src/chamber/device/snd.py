@@ -16,6 +16,7 @@ from chamber.wire.snd import (
     CONFIG,
     CONTROL_QUEUE,
     CTL_INFO,
+    CTL_INFO_LINUX_SIZE,
     ENUM_ITEM,
     EVENT,
     EVENT_QUEUE,
@@ -411,7 +412,9 @@ class SndDevice(Device):
         return number
 
     def _ctl_info(self, request: bytes, room: int) -> bytes:
-        return self._query(request, room, [control.build() for control in CONTROLS], CTL_INFO.size)
+        wanted = QUERY.unpack_from(request)[3] if len(request) >= QUERY.size else 0
+        size = CTL_INFO_LINUX_SIZE if wanted == CTL_INFO_LINUX_SIZE else CTL_INFO.size
+        return self._query(request, room, [control.build(size) for control in CONTROLS], size)
 
     def _enum_items(self, request: bytes, room: int) -> bytes:
         if CONTROLS[self._element(request)].type != ControlType.ENUMERATED or room < ENUM_ITEM.size * len(ITEMS):

@@ -14,7 +14,7 @@ from chamber.attacks.catalogue import find
 from chamber.lab.kernel.places import read_places
 from chamber.lab.observation import Observation, Scenario
 from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_runner import DEVICES, UmlRunner
+from chamber.lab.uml_runner import UmlRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +47,11 @@ class UmlTarget:
     """
 
     kind: Final = "uml"
-    devices: Final = DEVICES
 
     def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
                  capture: CaptureFile | None = None) -> None:
         self.kernel = find_kernel(kernel)
+        self.devices = self.kernel.devices
         self.options = self.kernel.options if options is None else options
         self._capture = capture
         self._runner: UmlRunner | None = None

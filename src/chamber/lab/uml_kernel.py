@@ -13,6 +13,7 @@ from typing import Final
 
 from chamber.lab.kernel.store import BuiltKernel, find_built
 from chamber.lab.observation import TargetError
+from chamber.wire.virtio import DeviceType
 
 __all__ = ("LOUD", "MODULES", "UmlKernel", "find_kernel", "install_fp_filter", "needs_fp_filter")
 
@@ -39,6 +40,23 @@ MODULES: Final = (
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 )
 """Modules to load, in the order in which they need each other; those that are missing are built in, or not there."""
+
+_DRIVERS: Final = {
+    DeviceType.NET: "virtio_net.ko",
+    DeviceType.BLOCK: "virtio_blk.ko",
+    DeviceType.CONSOLE: "virtio_console.ko",
+    DeviceType.BALLOON: "virtio_balloon.ko",
+    DeviceType.FS: "virtiofs.ko",
+    DeviceType.SCSI: "virtio_scsi.ko",
+    DeviceType.VSOCK: "vmw_vsock_virtio_transport.ko",
+    DeviceType.RNG: "virtio-rng.ko",
+    DeviceType.TRANSPORT_9P: "9pnet_virtio.ko",
+    DeviceType.INPUT: "virtio_input.ko",
+    DeviceType.SND: "virtio_snd.ko",
+    DeviceType.CRYPTO: "virtio_crypto.ko",
+    DeviceType.PMEM: "virtio_pmem.ko",
+}
+"""The module of each type's driver."""
 
 LOUD: Final = ("slub_debug=FZPU",)
 """Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
@@ -77,6 +95,12 @@ class UmlKernel:
     options: tuple[str, ...] = LOUD
     memory_mb: int = 96
     built: BuiltKernel | None = None
+
+    @property
+    def devices(self) -> tuple[DeviceType, ...]:
+        """What it has drivers for: the types of `_DRIVERS` whose module is there."""
+        there = {module.name for module in self.modules}
+        return tuple(kind for kind, module in _DRIVERS.items() if module in there)
 
     @property
     def counts(self) -> bool:

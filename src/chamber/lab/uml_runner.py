@@ -17,7 +17,6 @@ from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
 from chamber.lab.uml_guest import GuestDied, UmlGuest
 from chamber.link.eventloop import EventLoop
-from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +27,9 @@ if TYPE_CHECKING:
     from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
     from chamber.lab.uml_kernel import UmlKernel
+    from chamber.wire.virtio import DeviceType
 
-__all__ = ("DEVICES", "UmlRunner")
-
-DEVICES: Final = (DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE, DeviceType.BALLOON, DeviceType.FS,
-                  DeviceType.SCSI, DeviceType.VSOCK)
-"""What the stock kernel has drivers for."""
+__all__ = ("UmlRunner",)
 
 BASELINE_SECONDS: Final = 15.0
 """What an honest run may take at most, on a machine however busy."""
@@ -136,7 +132,7 @@ class UmlRunner:
         """
         if self._guest is None:
             self._attack = None
-            providers = {kind: partial(self._provide, kind) for kind in DEVICES}
+            providers = {kind: partial(self._provide, kind) for kind in self.kernel.devices}
             self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe)
             self._guest.asked = self._asked
             self._waking = False

@@ -16,6 +16,7 @@ __all__ = (
     "CONFIG",
     "CONTROL_QUEUE",
     "CTL_INFO",
+    "CTL_INFO_LINUX_SIZE",
     "ENUM_ITEM",
     "EVENT",
     "EVENT_QUEUE",
@@ -191,6 +192,9 @@ CHMAP_INFO: Final = struct.Struct(f"<I2B{CHANNELS}s")
 """hda_fn_nid, direction, channels, positions."""
 CTL_INFO: Final = struct.Struct("<6I44s24s")
 """hda_fn_nid, role, type, access, count, index, name; what its values can be, by its type."""
+CTL_INFO_LINUX_SIZE: Final = 96
+"""What Linux takes the same information to have: sizes stand in questions for that."""
+_VALUE_AT: Final = 68
 _RANGE: Final = struct.Struct("<3I12x")
 _RANGE64: Final = struct.Struct("<3Q")
 """min, max, step."""
@@ -288,11 +292,12 @@ class ControlInfo:
     step: int = 0
     index: int = 0
 
-    def build(self) -> bytes:
-        """Return 92 bytes."""
+    def build(self, size: int = CTL_INFO.size) -> bytes:
+        """Return 92 bytes, or the 96 of Linux (7.3 and before), whose compiler aligns the value to 8 bytes."""
         values = (self.max, 0, 0) if self.type == ControlType.ENUMERATED else (self.min, self.max, self.step)
         layout = _RANGE64 if self.type == ControlType.INTEGER64 else _RANGE
-        return CTL_INFO.pack(0, 0, self.type, self.access, self.count, self.index, self.name, layout.pack(*values))
+        packed = CTL_INFO.pack(0, 0, self.type, self.access, self.count, self.index, self.name, layout.pack(*values))
+        return packed if size == CTL_INFO.size else packed[:_VALUE_AT] + bytes(size - len(packed)) + packed[_VALUE_AT:]
 
     @classmethod
     def parse(cls, data: bytes) -> ControlInfo:

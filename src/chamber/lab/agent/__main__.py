@@ -10,19 +10,43 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import balloon, blk, common, console, fs, kernel, net, program, scsi, vsock, worker
+from chamber.lab.agent import (
+    balloon,
+    blk,
+    common,
+    console,
+    crypto,
+    fs,
+    input,  # noqa: A004 - the device's name
+    kernel,
+    net,
+    p9,
+    pmem,
+    program,
+    rng,
+    scsi,
+    snd,
+    vsock,
+    worker,
+)
 from chamber.lab.agent.report import Report
 from chamber.lab.agent.sessions import uses_of
 
 _TERMINAL = "/dev/tty1"
 _SCAN_SECONDS = 0.3
 _STIMULI = {
+    "9p": p9.STIMULI,
     "balloon": balloon.STIMULI,
     "blk": blk.STIMULI,
     "console": console.STIMULI,
+    "crypto": crypto.STIMULI,
     "fs": fs.STIMULI,
+    "input": input.STIMULI,
     "net": net.STIMULI,
+    "pmem": pmem.STIMULI,
+    "rng": rng.STIMULI,
     "scsi": scsi.STIMULI,
+    "snd": snd.STIMULI,
     "vsock": vsock.STIMULI,
 }
 _GENERIC_FRAMES = 24

@@ -1,19 +1,11 @@
-"""What a guest does with a shared directory."""
+"""What a guest does with a directory shared by virtiofs."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
-import random
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.sample_tree import LINK, MANY, SAMPLE, XATTR
-from chamber.lab.agent import kernel
-from chamber.lab.agent.patience import patient
-from chamber.lab.agent.report import WrongData
+from chamber.lab.agent import tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,147 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ("STIMULI",)
 
-_TAG: Final = "chamber"
-_WHERE: Final = Path("/mnt")
-_MNT_DETACH: Final = 2
-_EDITED: Final = b"second version of the notes\n"
-_VALID_SECONDS: Final = 1.2
-"""After this the kernel asks for attributes anew."""
-_FILES: Final = 200
-_LIMIT: Final = 1 << 20
-_PIECE: Final = 1 << 16
-
-
-def _content(path: Path) -> bytes:
-    """Read a file, piece by piece: the size that its server says is no measure for a buffer."""
-    data = b""
-    with path.open("rb", buffering=0) as file:
-        while len(data) < _LIMIT and (part := file.read(_PIECE)):
-            data += part
-    return data
-
-
-def _store(path: Path, data: bytes) -> None:
-    """Write a file; how much the kernel says that it wrote can't be more than it was given."""
-    with path.open("wb", buffering=0) as file:
-        while data:
-            count = file.write(data)
-            if count > len(data):
-                raise WrongData(f"{count} bytes written, of {len(data)}")
-            if not count:
-                raise OSError(errno.EIO, "nothing is written")
-            data = data[count:]
-
-
-def _compare(got: bytes, right: bytes, what: str) -> None:
-    if got != right:
-        at = next((i for i in range(min(len(got), len(right))) if got[i] != right[i]), min(len(got), len(right)))
-        raise WrongData(f"{what}: {len(got)} bytes, not {len(right)}; differs at {at}: {got[at:at + 16].hex()}")
+_KIND: Final = "virtiofs"
 
 
 def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
     """Read what is known, list, follow a link; make, write, rename and remove."""
-    _mount_and(report, _use)
-
-
-def _mount_and(report: Report, call: Callable[[Path, Report], None]) -> None:
-    report.attempt("mount", kernel.mount, _TAG, str(_WHERE), "virtiofs")
-    if not report.fine:
-        return
-    try:
-        call(_WHERE, report)
-    finally:
-        # Whatever still waits for the device must not keep the mount.
-        with report.step("unmount"):
-            if ctypes.CDLL(None, use_errno=True).umount2(str(_WHERE).encode(), _MNT_DETACH):
-                raise OSError(ctypes.get_errno(), "umount2")
-
-
-def _use(top: Path, report: Report) -> None:
-    for name in ("hello", "empty", "big", "dir/inner", "dir/sub/deep"):
-        with report.step(f"read {name}"):
-            _compare(_content(top / name), SAMPLE[name], name)
-    with report.step("list a directory"):
-        found = sorted(os.listdir(top / "many"))
-        if found != sorted(MANY):
-            raise WrongData(f"{len(found)} names in a directory of {len(MANY)}, or others")
-    with report.step("follow a link"):
-        _compare(os.fsencode(os.readlink(top / LINK[0])), LINK[1].encode(), "target of a link")
-        _compare(_content(top / LINK[0]), SAMPLE[LINK[1]], "what a link leads to")
-    data = random.Random(5).randbytes(100_000)  # noqa: S311 - test data
-    folder = top / "made"
-    made = False  # what was refused can't be found again
-    with report.step("make a directory and a file"):
-        folder.mkdir()
-        _store(folder / "file", data)
-        _compare(_content(folder / "file"), data, "what was written")
-        made = True
-    with report.step("append, truncate, change permissions"):
-        with (folder / "file").open("ab") as file:
-            file.write(b"end")
-            file.flush()
-            os.fsync(file.fileno())
-        os.truncate(folder / "file", 50)
-        os.chmod(folder / "file", 0o640)
-        status = os.stat(folder / "file")
-        if (status.st_size, status.st_mode & 0o777) != (50, 0o640):
-            raise WrongData(f"{status.st_size} bytes, mode {status.st_mode:o}")
-    with report.step("link, rename, remove"):
-        os.symlink("elsewhere", folder / "soft")
-        os.link(folder / "file", folder / "hard")
-        os.rename(folder / "file", folder / "renamed")
-        if made:
-            _compare(_content(folder / "hard"), data[:50], "a file by its other name")
-        for name in ("soft", "hard", "renamed"):
-            (folder / name).unlink()
-        folder.rmdir()
+    tree.mounted(_KIND, "", report, tree.use)
 
 
 def inspect(virtio: str, report: Report) -> None:
     """Ask for everything that can be asked, and see a change that the host makes."""
     report.attempt("read device attributes", (Path("/sys/bus/virtio/devices") / virtio / "features").read_bytes)
-    _mount_and(report, _inspect)
+    tree.mounted(_KIND, "", report, tree.inspect, tree.changed_by_the_host)
 
 
-def _inspect(top: Path, report: Report) -> None:
-    report.attempt("statfs", os.statvfs, top)
-    with report.step("attributes of all files"):
-        for folder, folders, files in os.walk(top):
-            for name in (*folders, *files):
-                os.lstat(Path(folder, name))
-        for name, content in SAMPLE.items():
-            if (top / name).stat().st_size != len(content):
-                raise WrongData(f"{name} has {(top / name).stat().st_size} bytes")
-    with report.step("extended attributes"):
-        names = os.listxattr(top / "hello")
-        if XATTR[0] in names:
-            _compare(os.getxattr(top / "hello", XATTR[0]), XATTR[1], "an extended attribute")
-    with report.step("a change of the host's"):
-        _compare(_content(top / "notes"), SAMPLE["notes"], "notes")
-        report.ask("edit")
-        time.sleep(patient(_VALID_SECONDS))
-        _compare(_content(top / "notes"), _EDITED, "notes that the host has changed")
-
-
-def tree(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+def many_files(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
     """Make many small files, read them in another order, remove them."""
-    _mount_and(report, _tree)
+    tree.mounted(_KIND, "", report, tree.many_files)
 
 
-def _tree(top: Path, report: Report) -> None:
-    folder = top / "forest"
-    with report.step("make many files"):
-        folder.mkdir()
-        for number in range(_FILES):
-            (folder / f"{number}").write_bytes(number.to_bytes(4, "little") * number)
-    with report.step("read them"):
-        for entry in os.scandir(folder):
-            number = int(entry.name)
-            _compare(_content(Path(entry.path)), number.to_bytes(4, "little") * number, f"file {number}")
-    with report.step("remove them"):
-        for number in range(_FILES):
-            (folder / f"{number}").unlink()
-        folder.rmdir()
-
-
-STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect, "tree": tree}
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect, "tree": many_files}

@@ -47,10 +47,10 @@ def _check(result: int, what: str) -> None:
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
-def mount(source: str, target: str, kind: str) -> None:
+def mount(source: str, target: str, kind: str, options: str = "") -> None:
     """Mount a file system, if it is not mounted yet."""
     if not os.path.ismount(target):
-        _check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, b""), f"mount {target}")
+        _check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options.encode()), f"mount {target}")
 
 
 def load_module(path: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI",)
+__all__ = ("STIMULI", "disk_of")
 
 _PATTERN: Final = 0x63686D6272
 _FIRST, _SECOND, _EXTRA = (0, 0), (0, 1), (1, 0)
@@ -41,7 +41,7 @@ def _find(virtio: str, unit: tuple[int, int]) -> str:
         return ""  # a folder went while it was looked into, as those of empty targets do during a scan
 
 
-def _disk(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
+def disk_of(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
     """Wait for a disk to appear, or to disappear: both go on behind the probe, and behind events."""
     deadline = time.monotonic() + patient(_APPEAR_SECONDS)
     while bool(name := _find(virtio, unit)) != there:
@@ -68,7 +68,7 @@ def _sectors(disk: str) -> int:
 def use(virtio: str, report: Report) -> None:
     """Read what is known, write, flush, read back, reset, on both disks."""
     for unit, reads in _READS.items():
-        disk = _disk(virtio, unit)
+        disk = disk_of(virtio, unit)
         report.note(f"{disk} has {_sectors(disk)} sectors")
         with Direct(disk, os.O_RDWR) as direct:
             for sector, count in reads:
@@ -94,7 +94,7 @@ def use(virtio: str, report: Report) -> None:
 
 def inspect(virtio: str, report: Report) -> None:
     """Read everything that the kernel tells of the disk, and have it look again."""
-    disk = _disk(virtio)
+    disk = disk_of(virtio)
     block = Path("/sys/block") / disk
     report.attempt("read sysfs", kernel.read_tree, block)
     report.attempt("read the device", kernel.read_tree, block / "device", depth=2)
@@ -102,7 +102,7 @@ def inspect(virtio: str, report: Report) -> None:
     for host in (Path("/sys/bus/virtio/devices") / virtio).glob("host*/scsi_host/host*"):
         report.attempt("read the host", kernel.read_tree, host, depth=0)
         report.attempt("scan the host", kernel.write, host / "scan", "- - -")
-    with Direct(_disk(virtio), os.O_RDONLY) as direct:
+    with Direct(disk_of(virtio), os.O_RDONLY) as direct:
         for name, request in IOCTLS.items():
             report.attempt(name, direct.ioctl, request, bytes(64))
         report.attempt("BLKRRPART", direct.ioctl, BLKRRPART)
@@ -113,7 +113,7 @@ def inspect(virtio: str, report: Report) -> None:
 def discard(virtio: str, report: Report) -> None:
     """Discard and zero ranges, and see zeros."""
     start, size = _WRITES[_FIRST][0][0], 64 << 10
-    with Direct(_disk(virtio), os.O_RDWR) as direct:
+    with Direct(disk_of(virtio), os.O_RDWR) as direct:
         for name, request in (("discard", BLKDISCARD), ("zero out", BLKZEROOUT)):
             with report.step(f"write, {name}, read zeros"):
                 direct.write(start, b"\xd1" * size)
@@ -123,10 +123,10 @@ def discard(virtio: str, report: Report) -> None:
 
 def hotplug(virtio: str, report: Report) -> None:
     """Use a disk that comes and goes."""
-    _disk(virtio)
+    disk_of(virtio)
     for turn in range(2):
         report.ask("plug")
-        with report.step(f"plug, turn {turn + 1}"), Direct(_disk(virtio, _EXTRA), os.O_RDWR) as direct:
+        with report.step(f"plug, turn {turn + 1}"), Direct(disk_of(virtio, _EXTRA), os.O_RDWR) as direct:
             compare(direct.read(0, 8), _right(_EXTRA, 0, 8), "sector 0")
             data = bytes((turn,)) * 4096
             direct.write(8, data)
@@ -134,13 +134,13 @@ def hotplug(virtio: str, report: Report) -> None:
             compare(direct.read(8, 8), data, "written sector 8")
         report.ask("unplug")
         with report.step(f"unplug, turn {turn + 1}"):
-            _disk(virtio, _EXTRA, there=False)
+            disk_of(virtio, _EXTRA, there=False)
     use(virtio, report)
 
 
 def resize(virtio: str, report: Report) -> None:
     """See a disk shrink and grow."""
-    disk = _disk(virtio)
+    disk = disk_of(virtio)
     whole = _sectors(disk)
     for action, sectors in (("shrink", whole // 2), ("grow", whole)):
         report.ask(action)

@@ -8,20 +8,35 @@ import random
 import select
 import socket
 import termios
+import time
 import tty
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.lab.agent import blk, console, ethtool, kernel, net, vsock
+from chamber.lab.agent import (
+    blk,
+    console,
+    crypto,
+    ethtool,
+    input,  # noqa: A004 - the device's name
+    kernel,
+    net,
+    p9,
+    rng,
+    scsi,
+    snd,
+    tree,
+    vsock,
+)
 from chamber.lab.agent.disk import BLKRRPART, Direct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from chamber.lab.agent.report import Report
 
 __all__ = ("SESSIONS", "uses_of")
 
+_Session = Callable[[str, "Report"], None]
 _RAW: Final = Path("/sys/class/virtio-ports")
 _DICE: Final = random.Random(1)  # noqa: S311 - test data
 
@@ -202,22 +217,132 @@ def _open_sockets(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the
             two.recv(50)
 
 
+def _shared(kind: str, options: str) -> dict[str, _Session]:
+    """What is done with a shared directory: each time it is mounted and unmounted."""
+    def read(top: Path, report: Report) -> None:
+        for name in ("hello", "dir/inner"):
+            report.attempt(f"read {name}", (top / name).read_bytes)
+        report.attempt("list", os.listdir, top)
+
+    def look(top: Path, report: Report) -> None:
+        report.attempt("statfs", os.statvfs, top)
+        report.attempt("attributes", os.lstat, top / "big")
+        report.attempt("link", os.readlink, top / "link")
+        report.attempt("extended attributes", os.listxattr, top / "hello")
+
+    def change(top: Path, report: Report) -> None:
+        with report.step("make and remove"):
+            (top / "new").write_bytes(bytes(5000))
+            try:
+                os.rename(top / "new", top / "newer")
+            finally:
+                for name in ("new", "newer"):
+                    (top / name).unlink(missing_ok=True)
+
+    def large(top: Path, report: Report) -> None:
+        report.attempt("read much", (top / "big").read_bytes)
+        report.attempt("list much", os.listdir, top / "many")
+
+    def do(call: Callable[[Path, Report], None]) -> _Session:
+        return lambda _virtio, report: tree.mounted(kind, options, report, call)
+
+    return {"read": do(read), "look": do(look), "change": do(change), "large": do(large)}
+
+
+def _random(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Read random bytes."""
+    with report.step("read"):
+        fd = os.open("/dev/hwrng", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            rng.read(fd, 64)
+        finally:
+            os.close(fd)
+
+
+def _events_of(action: str) -> _Session:
+    """Have the host use the device, and read the events."""
+    def session(virtio: str, report: Report) -> None:
+        with report.step(action):
+            fd = os.open(input.node(virtio), os.O_RDWR | os.O_NONBLOCK)
+            try:
+                input.act(fd, action, report)
+            finally:
+                os.close(fd)
+    return session
+
+
+def _play(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Play two periods."""
+    report.attempt("play", snd.play, bytes(3840))
+
+
+def _record(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Record a period."""
+    report.attempt("record", snd.record, 480)
+
+
+def _volume(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Turn a knob, and have a plug moved."""
+    report.attempt("volume", snd.volume, _DICE.randrange(100), 50)
+    report.ask("unplug")
+    report.ask("plug")
+
+
+def _encrypt(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Encrypt two blocks."""
+    report.attempt("encrypt", crypto.encrypt)
+
+
+def _memory(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Give the host memory, and take it back."""
+    for action in ("inflate", "statistics", "deflate", "hint"):
+        report.ask(action)
+        time.sleep(0.002)
+
+
+def _scsi_disk(write: bool) -> _Session:
+    """Read or write a disk."""
+    def session(virtio: str, report: Report) -> None:
+        with report.step("disk"), Direct(scsi.disk_of(virtio), os.O_RDWR) as direct:
+            if write:
+                direct.write(1024, bytes(4096))
+                direct.flush()
+            else:
+                direct.read(8, 8)
+    return session
+
+
+def _scsi_events(virtio: str, report: Report) -> None:
+    """Have a disk plugged in and pulled out."""
+    report.ask("plug")
+    report.attempt("the first disk", scsi.disk_of, virtio)
+    report.ask("unplug")
+
+
 def _nothing(virtio: str, report: Report) -> None:
     """Leave the device alone: for what a probe and a removal show."""
 
 
-SESSIONS: Final[dict[str, dict[str, Callable[[str, Report], None]]]] = {
+SESSIONS: Final[dict[str, dict[str, _Session]]] = {
     "blk": {"read": _read_disk, "write": _write_disk, "attributes": _disk_attributes},
     "console": {"echo": _echo_port, "terminal": _terminal, "ports": _every_port,
                 "come-and-go": _come_and_go, "closed-and-opened": _closed_and_opened},
     "net": {"ping": _ping, "datagrams": _datagrams, "stream": _stream, "up-and-down": _up_and_down,
             "settings": _settings, "configure": net.configure, "xdp": net.with_xdp, "forward": net.forward},
+    "9p": _shared("9p", p9.OPTIONS),
+    "balloon": {"memory": _memory},
+    "crypto": {"encrypt": _encrypt},
+    "fs": _shared("virtiofs", ""),
+    "input": {action: _events_of(action) for action in ("type", "move", "touch")},
+    "rng": {"read": _random},
+    "scsi": {"read": _scsi_disk(write=False), "write": _scsi_disk(write=True), "events": _scsi_events},
+    "snd": {"play": _play, "record": _record, "volume": _volume},
     "vsock": {"stream-socket": _stream_socket, "message-socket": _message_socket, "large-socket": _large_socket,
               "called": _called_socket, "open-sockets": _open_sockets},
 }
 """By type of device, then by name."""
 
 
-def uses_of(kind: str, stimuli: dict[str, Callable[[str, Report], None]]) -> dict[str, Callable[[str, Report], None]]:
+def uses_of(kind: str, stimuli: dict[str, _Session]) -> dict[str, _Session]:
     """Return what a guest can do with a type of device: pieces, for want of those what assessments do; and nothing."""
     return {**(SESSIONS.get(kind) or stimuli), "nothing": _nothing}

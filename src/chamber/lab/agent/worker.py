@@ -5,6 +5,7 @@ It talks over a terminal of its own, and may hang, in the kernel and for good: P
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tty
@@ -67,7 +68,9 @@ class _Device:
         self.virtio = kernel.virtio_name(self._platform)
 
     def disconnect(self) -> None:
-        """Pull it out."""
+        """Pull it out, once its driver is off it: a scan for disks that goes on would keep the connection for good."""
+        with contextlib.suppress(OSError):
+            self.remove()
         self.virtio = ""
         kernel.unbind_platform(self._platform)
 

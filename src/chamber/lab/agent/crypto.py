@@ -1,0 +1,71 @@
+"""What a guest does with a crypto device: a published test vector, there and back, through AF_ALG."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent import kernel
+from chamber.lab.agent.patience import patient
+from chamber.lab.agent.report import WrongData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.lab.agent.report import Report
+
+__all__ = ("STIMULI", "encrypt")
+
+_DRIVER: Final = "virtio_crypto_aes_cbc"
+_SECONDS: Final = 0.5
+# NIST SP 800-38A, F.2.1: AES-128 in CBC mode.
+_KEY: Final = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
+_IV: Final = bytes(range(16))
+_PLAIN: Final = bytes.fromhex("6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51")
+_SEALED: Final = bytes.fromhex("7649abac8119b246cee98e9b12e9197d5086cb9b507219ee95db113a917678b2")
+
+
+def _crypt(key: bytes, data: bytes, op: int) -> bytes:
+    with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as algorithm:
+        algorithm.bind(("skcipher", _DRIVER))
+        algorithm.setsockopt(socket.SOL_ALG, socket.ALG_SET_KEY, key)
+        operation, _ = algorithm.accept()
+        with operation:
+            operation.settimeout(patient(_SECONDS))
+            operation.sendmsg_afalg([data], op=op, iv=_IV)
+            return operation.recv(len(data))
+
+
+def _compare(got: bytes, right: bytes, what: str) -> None:
+    if got != right:
+        raise WrongData(f"{what}: {got[:16].hex()}, {len(got)} bytes")
+
+
+def encrypt() -> None:
+    """Encrypt two blocks, and compare with what was published."""
+    _compare(_crypt(_KEY, _PLAIN, socket.ALG_OP_ENCRYPT), _SEALED, "ciphertext")
+
+
+def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
+    """Encrypt and decrypt, and compare with what was published; then more."""
+    if not report.attempt("encrypt", encrypt):
+        return
+    with report.step("decrypt"):
+        _compare(_crypt(_KEY, _SEALED, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
+    with report.step("there and back"):
+        data = bytes(range(256)) * 8
+        _compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
+
+
+def inspect(virtio: str, report: Report) -> None:
+    """Ask what the kernel tells, and use keys of other lengths."""
+    report.attempt("algorithms", Path("/proc/crypto").read_bytes)
+    report.attempt("device attributes", kernel.read_tree, Path("/sys/bus/virtio/devices") / virtio, depth=0)
+    for size in (24, 32):
+        with report.step(f"a key of {size} bytes"):
+            sealed = _crypt(bytes(size), _PLAIN, socket.ALG_OP_ENCRYPT)
+            _compare(_crypt(bytes(size), sealed, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect}
