@@ -17,10 +17,11 @@ __all__ = ("deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
 _WEIGHTS: Final = {
-    Point.FEATURES: 3, Point.CONFIG: 5, Point.RESPONSE: 12, Point.SIZE: 4, Point.USED_LENGTH: 8, Point.USED_ID: 3,
-    Point.USED_AGAIN: 2, Point.USED_AHEAD: 1, Point.DESCRIPTOR: 1, Point.WITHHELD: 3, Point.MESSAGE: 8,
+    Point.FEATURES: 3, Point.CONFIG: 5, Point.RESPONSE: 14, Point.SIZE: 5, Point.USED_LENGTH: 9, Point.USED_ID: 1,
+    Point.USED_AGAIN: 1, Point.USED_AHEAD: 1, Point.DESCRIPTOR: 1, Point.WITHHELD: 3, Point.MESSAGE: 9,
     Point.INTERRUPT: 2, Point.CONFIG_INTERRUPT: 3, Point.SILENCE: 1, Point.ACTION: 3,
 }
+"""What leaves a driver without an answer for good costs a guest, and is no news."""
 _ANSWERS_NOTHING: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
 _TURNS: Final = 64
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,

@@ -108,7 +108,7 @@ class ReportStore:
         if fresh:
             self._history.clear()
         self._history.append(data)
-        for evidence in execution.evidence:
+        for evidence in execution.evidence[:1]:  # what comes after it may be its consequence
             if not self.knows(evidence):
                 self.refresh()
             if not self.knows(evidence):

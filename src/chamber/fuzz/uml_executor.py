@@ -31,7 +31,7 @@ __all__ = ("UmlExecutor",)
 _PATIENCE: Final = 0.03
 _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
-_HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.7, 2.5
+_HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 2.5
 """Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""
@@ -315,7 +315,7 @@ class UmlExecutor:
         if not execution.evidence:
             return
         self._reports += 1
-        if not worker.guest.alive or not all(self._known(e) for e in execution.evidence):
+        if not worker.guest.alive or not self._known(execution.evidence[0]):
             self._keep_edges()
             self.restart()
         else:
