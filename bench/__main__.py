@@ -64,9 +64,9 @@ DEVICE_COUNT = (
     " grew by.")
 
 FUZZING = (
-    "`chamber fuzz` on Linux 7.3 from an empty corpus, one search for each processor, over the first minute: what AFL++, "
-    "the device, the guest and its starts take is all in it, and so is confirming what is found. An execution is a "
-    "session of requests, a probe with one, or a device plugged in and out.")
+    "`chamber fuzz` on Linux 7.3 from an empty corpus, one search for each processor, over the first minute: what "
+    "AFL++, the device, the guest and its starts take is all in it, and so is confirming what is found. An execution "
+    "is a session of requests, a probe with one, or a device plugged in and out.")
 PROBES = (
     f"Median of {RUNS} runs of {CYCLES} cycles on one boot, guest and devices on one processor, as in an assessment.")
 
