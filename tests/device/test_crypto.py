@@ -202,3 +202,24 @@ def test_sessions_are_bounded(guest: Guest) -> None:
     statuses = [guest.cipher(Cipher.AES_CBC, Operation.ENCRYPT, bytes(16))[1] for _ in range(300)]
     assert statuses.count(CryptoStatus.OK) == 256
     assert statuses[-1] == CryptoStatus.NOSPC
+
+
+def test_linux_lists_the_end_of_a_scattered_buffer_twice(guest: Guest) -> None:
+    """What is written behind the data would go over it, so nothing is but the status, in the last byte."""
+    key, iv, text = bytes(16), bytes(16), bytes(range(32))
+    session, _ = guest.cipher(Cipher.AES_CBC, Operation.ENCRYPT, key)
+    right, _ = guest.crypt(DataOp.CIPHER_ENCRYPT, session, iv, text)
+    fixed = symmetric(bytes(wire.CIPHER_REQUEST.pack(iv_len=16, src_data_len=32, dst_data_len=32)), 40)
+    guest.driver.add(DATA, [data(DataOp.CIPHER_ENCRYPT, session, fixed, iv + text)], [16, 16, 16, 1])
+    (buffers,) = guest.driver.queues[DATA].buffers.values()
+    guest.driver.notify(DATA)
+    first, second, again, status = (guest.driver.memory.read(address, size) for address, size in buffers)
+    assert (first + second, again, status) == (right, b"\xee" * 16, bytes([CryptoStatus.OK]))
+
+
+def test_linux_leaves_the_flag_alone(guest: Guest) -> None:
+    session, _ = guest.cipher(Cipher.AES_CBC, Operation.ENCRYPT, bytes(16))
+    fixed = symmetric(bytes(wire.CIPHER_REQUEST.pack(iv_len=16, src_data_len=16, dst_data_len=16)), 40)
+    head = bytearray(data(DataOp.CIPHER_ENCRYPT, session, fixed, bytes(32)))
+    wire.DATA_HEADER.put(head, "flag", 0)
+    assert guest.driver.request(DATA, [bytes(head)], [16, 1])[-1] == CryptoStatus.OK

@@ -271,3 +271,14 @@ def test_no_request_breaks_it(requests: list[tuple[SndCode, int, bytes, int]]) -
         for _ in range(min(len(lab.clock), 4)):
             lab.turn()
     lab.device.reset()
+
+
+def test_linux_takes_what_is_told_of_a_control_element_to_have_96_bytes() -> None:
+    lab = Lab()
+    status, short = lab.ask(snd.QUERY.pack(SndCode.CTL_INFO, 0, 3, snd.CTL_INFO.size), 3 * snd.CTL_INFO.size)
+    assert status == OK
+    status, long = lab.ask(snd.QUERY.pack(SndCode.CTL_INFO, 0, 3, 96), 3 * 96)
+    assert status == OK
+    for number in range(3):
+        theirs, ours = long[number * 96:][:96], short[number * 92:][:92]
+        assert theirs == ours[:68] + bytes(4) + ours[68:]

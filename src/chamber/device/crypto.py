@@ -167,6 +167,13 @@ class CryptoDevice(Device):
             chain.write(bytes((status,)), room)
             self.complete(queue, chain, 0)
             return
+        if 0 < len(data) < room and DATA_HEADER.get(head, "opcode") >> 8 == Service.CIPHER:
+            # Linux (7.3 and before) lists the last pieces of a scattered buffer more than once: what is written behind
+            # the data would go over it.
+            written = self.respond(queue, chain, data)
+            chain.write(bytes((status,)), room)
+            self.complete(queue, chain, written)
+            return
         # The status byte stands at the end of what is writable, so all before it is written (5.9.7.3).
         self.complete(queue, chain, self.respond(queue, chain, data.ljust(room, b"\0") + bytes((status,))))
 

@@ -31,7 +31,7 @@ __all__ = ("UmlExecutor",)
 _PATIENCE: Final = 0.03
 _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
-_HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 2.5
+_HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 5.0
 """Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""

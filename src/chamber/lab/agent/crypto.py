@@ -48,13 +48,13 @@ def encrypt() -> None:
 
 
 def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
-    """Encrypt and decrypt, and compare with what was published; then more."""
+    """Encrypt and decrypt, and compare with what was published; then more than a page."""
     if not report.attempt("encrypt", encrypt):
         return
     with report.step("decrypt"):
         _compare(_crypt(_KEY, _SEALED, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
     with report.step("there and back"):
-        data = bytes(range(256)) * 8
+        data = bytes(range(256)) * 48
         _compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
 
 
