@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chamber.attacks.catalogue import find
+from chamber.device.catalogue import TYPES
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
 from chamber.lab.kernel.edits import PatchFile
@@ -53,10 +54,10 @@ def runner(kernel: BuiltKernel) -> Iterator[UmlRunner]:
         yield opened
 
 
-@pytest.mark.parametrize("device", [DeviceType.NET, DeviceType.BLOCK, DeviceType.CONSOLE, DeviceType.VSOCK,
-                                    DeviceType.FS, DeviceType.SCSI, DeviceType.BALLOON])
-def test_an_honest_device_is_served_without_a_word(runner: UmlRunner, device: DeviceType) -> None:
-    observation = runner.run(Scenario(device))
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
+@pytest.mark.parametrize("stimulus", ["use", "inspect"])
+def test_an_honest_device_is_served_without_a_word(runner: UmlRunner, device: DeviceType, stimulus: str) -> None:
+    observation = runner.run(Scenario(device, (stimulus,)))
     assert observation.failure == ""
     assert observation.evidence == []
     assert observation.served

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import tty
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.06
 """A silent device costs some milliseconds then."""
 _YIELDS: Final = 4
+_SCAN_SECONDS: Final = 0.3
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
 _SYSRQ_DUMPS: Final = "8"
 """What only shows something."""
@@ -68,7 +70,9 @@ class _Device:
         self.virtio = kernel.virtio_name(self._platform)
 
     def disconnect(self) -> None:
-        """Pull it out, once its driver is off it: a scan for disks that goes on would keep the connection for good."""
+        """Pull it out, once no scan for disks goes on: it would keep the connection, and lose the device for good."""
+        if list(Path("/sys/bus/virtio/devices", self.virtio).glob("host*")):
+            time.sleep(_SCAN_SECONDS)
         with contextlib.suppress(OSError):
             self.remove()
         self.virtio = ""
