@@ -110,9 +110,13 @@ class Liar(Attack):
             self._do(number, lie, self._queue(lie))
 
     def honest(self) -> None:
-        """Lie no more, and give back what is kept."""
+        """Lie no more, give back what is kept, and interrupt where that was left out."""
         self._left = 0
         self._release(lambda _how: True)
+        if any(lie.point is Point.SILENCE and self.told[number] for number, lie in self.numbered):
+            for queue in self.device.queues:
+                if queue.started:
+                    queue.interrupt()
 
     def _queue(self, lie: Lie) -> DeviceQueue:
         return self.device.queues[lie.queue % len(self.device.queues)]

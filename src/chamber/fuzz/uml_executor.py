@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ("UmlExecutor",)
 
-_PATIENCE: Final = 0.03
+_PATIENCE: Final = 0.012
 _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
 _HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 5.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ("serve",)
 
 _TERMINAL: Final = "/dev/tty2"
-_PATIENCE: Final = 0.06
+_PATIENCE: Final = 0.02
 """A silent device costs some milliseconds then."""
 _YIELDS: Final = 4
 _SCAN_SECONDS: Final = 0.3
