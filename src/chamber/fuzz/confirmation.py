@@ -6,7 +6,6 @@ Run as ``python -m chamber.fuzz.confirmation FOLDER``; no more come once standar
 from __future__ import annotations
 
 import select
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from chamber.fuzz.finding import FuzzFinding, write_finding
 from chamber.fuzz.lies import Program
 from chamber.fuzz.reports import Report, place_of
 from chamber.fuzz.settings import Folder
+from chamber.lab.child_process import end_in_order
 from chamber.lab.observation import Harm, TargetError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Shortening:
         return inputs
 
 
-def confirm(report: Report, settings: Settings, executor: Executor, release: str) -> FuzzFinding:
+def confirm(report: Report, settings: Settings, executor: Executor) -> FuzzFinding:
     """See whether a fresh guest shows a report again, and what of its inputs it takes.
 
     Raises:
@@ -110,7 +110,7 @@ def confirm(report: Report, settings: Settings, executor: Executor, release: str
         if _shown(replay(executor, inputs), report.place) is not None:
             break
     else:
-        return FuzzFinding(report.name, settings, release, verdict, report.place, report.signature, False,
+        return FuzzFinding(report.name, settings, executor.release, verdict, report.place, report.signature, False,
                            f"the same {len(report.inputs)} inputs do not show it on a fresh guest", report.inputs,
                            report.strikes, report.text)
     inputs = _Shortening(executor, report.place).shorten(inputs)
@@ -123,18 +123,13 @@ def confirm(report: Report, settings: Settings, executor: Executor, release: str
     elif evidence is None:
         note = "a fresh guest shows it now and then"
     return FuzzFinding(
-        report.name, settings, release, verdict, report.place,
+        report.name, settings, executor.release, verdict, report.place,
         report.signature if evidence is None else evidence.signature, not note, note,
         tuple(program.build() for program in inputs),
         tuple(f"{execution.use}: {strike}" for execution in executions for strike in execution.strikes),
         report.text if evidence is None else evidence.text,
         tuple(line for execution in executions for line in execution.transcript),
         "".join(execution.console for execution in executions))
-
-
-def _end(_signal: int, _frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(0)
 
 
 def _pending(folder: Folder) -> list[Path]:
@@ -145,8 +140,7 @@ def _pending(folder: Folder) -> list[Path]:
 def main(arguments: list[str]) -> int:
     """Confirm a campaign's reports as they come."""
     folder = Folder(Path(arguments[0]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the campaign decides
-    signal.signal(signal.SIGTERM, _end)
+    end_in_order()
     settings = folder.read_settings()
     executor = settings.executor(folder=folder.temporary, trace=True)
     last = False
@@ -155,7 +149,7 @@ def main(arguments: list[str]) -> int:
             pending = _pending(folder)
             for path in pending:
                 try:
-                    finding = confirm(Report.read(path), settings, executor, executor.release)
+                    finding = confirm(Report.read(path), settings, executor)
                 except TargetError as error:
                     sys.stderr.write(f"{path}: {error}\n")
                     return 1

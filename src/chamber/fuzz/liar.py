@@ -20,7 +20,6 @@ from chamber.wire.virtio import Feature, bit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from chamber.device.base import Device
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
     from chamber.device.ring import Ring
@@ -420,10 +419,6 @@ class Liar(Attack):
         name = self._names.get((queue.index, head), "")
         role = self.device.queue_role(queue.index)
         return f"{name} ({role})" if name else f"a buffer of {role}"
-
-    def attach(self, device: Device) -> None:
-        """Sit in a device; an execution may begin with one that is in use."""
-        super().attach(device)
 
 
 def _put(data: bytes, at: int, lie: Lie, room: int) -> bytes:

@@ -35,6 +35,10 @@ def place_of(evidence: Evidence) -> str:
     return f"{harm}: {re.sub(r':[0-9]+', '', where or kind)}"
 
 
+def _name_of(place: str) -> str:
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The first report of a kind.
@@ -59,7 +63,7 @@ class Report:
     @property
     def name(self) -> str:
         """A file name for it."""
-        return hashlib.sha256(self.place.encode()).hexdigest()[:12]
+        return _name_of(self.place)
 
     @classmethod
     def read(cls, path: Path) -> Report:
@@ -97,11 +101,7 @@ class ReportStore:
 
     def knows(self, evidence: Evidence) -> bool:
         """Whether there is a report of its kind."""
-        return self._name(evidence) in self._known
-
-    @staticmethod
-    def _name(evidence: Evidence) -> str:
-        return hashlib.sha256(place_of(evidence).encode()).hexdigest()[:12]
+        return _name_of(place_of(evidence)) in self._known
 
     def seen(self, data: bytes, execution: Execution, *, fresh: bool) -> bool:
         """Take note of an execution; `fresh` says that its guest had executed nothing before. Return if it reported."""

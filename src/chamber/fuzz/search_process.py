@@ -6,7 +6,6 @@ Run as ``python -m chamber.fuzz.search_process FOLDER JOB``.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from chamber.fuzz.progress import Progress
 from chamber.fuzz.reports import ReportStore
 from chamber.fuzz.settings import Folder
 from chamber.fuzz.uml_executor import UmlExecutor
+from chamber.lab.child_process import end_in_order
 from chamber.lab.kernel.places import locate
 from chamber.lab.observation import TargetError
 
@@ -63,17 +63,10 @@ class _Watch:
         self._progress.close()
 
 
-def _end(_signal: int, _frame: object) -> None:
-    """End in order, once."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(0)
-
-
 def main(arguments: list[str]) -> int:
     """Serve afl-fuzz with a campaign's executions."""
     folder, job = Folder(Path(arguments[0])), arguments[1]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the campaign decides
-    signal.signal(signal.SIGTERM, _end)
+    end_in_order()
     # afl-fuzz throws away what this process prints.
     with (folder.progress / f"{job}.error").open("w", encoding="utf-8") as errors, contextlib.redirect_stderr(errors):
         try:

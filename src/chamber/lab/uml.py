@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.catalogue import find
+from chamber.lab.child_process import end_in_order
 from chamber.lab.kernel.places import read_places
 from chamber.lab.observation import Observation, Scenario
 from chamber.lab.uml_kernel import find_kernel
@@ -161,16 +162,9 @@ class _Worker:
         self._process.close()
 
 
-def _end(_signal: int, _frame: object) -> None:
-    """End in order, once: a second signal must not interrupt the cleaning up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(0)
-
-
 def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], processor: int, parent: int) -> None:
     """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    signal.signal(signal.SIGTERM, _end)
+    end_in_order()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
+from chamber.lab.agent.disk import compare
 from chamber.lab.agent.patience import patient
-from chamber.lab.agent.report import WrongData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,14 +37,9 @@ def _crypt(key: bytes, data: bytes, op: int) -> bytes:
             return operation.recv(len(data))
 
 
-def _compare(got: bytes, right: bytes, what: str) -> None:
-    if got != right:
-        raise WrongData(f"{what}: {got[:16].hex()}, {len(got)} bytes")
-
-
 def encrypt() -> None:
     """Encrypt two blocks, and compare with what was published."""
-    _compare(_crypt(_KEY, _PLAIN, socket.ALG_OP_ENCRYPT), _SEALED, "ciphertext")
+    compare(_crypt(_KEY, _PLAIN, socket.ALG_OP_ENCRYPT), _SEALED, "ciphertext")
 
 
 def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
@@ -52,10 +47,10 @@ def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature fo
     if not report.attempt("encrypt", encrypt):
         return
     with report.step("decrypt"):
-        _compare(_crypt(_KEY, _SEALED, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
+        compare(_crypt(_KEY, _SEALED, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
     with report.step("there and back"):
         data = bytes(range(256)) * 48
-        _compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
+        compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
 
 
 def inspect(virtio: str, report: Report) -> None:
@@ -65,7 +60,7 @@ def inspect(virtio: str, report: Report) -> None:
     for size in (24, 32):
         with report.step(f"a key of {size} bytes"):
             sealed = _crypt(bytes(size), _PLAIN, socket.ALG_OP_ENCRYPT)
-            _compare(_crypt(bytes(size), sealed, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
+            compare(_crypt(bytes(size), sealed, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
 
 
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect}

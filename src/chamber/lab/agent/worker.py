@@ -58,10 +58,9 @@ class _Device:
 
     """
 
-    def __init__(self, platform: str, report: Report) -> None:
+    def __init__(self, platform: str) -> None:
         self.virtio = ""
         self._platform = platform
-        self._report = report
         self._bind: tuple[int, int] | None = None
 
     def connect(self) -> None:
@@ -102,7 +101,7 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None
     # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
     kernel.write(_SYSRQ, _SYSRQ_DUMPS)
     report = _Quiet(terminal)
-    device = _Device(platform, report)
+    device = _Device(platform)
     steps: dict[str, Callable[[], None]] = {
         "connect": device.connect, "disconnect": device.disconnect, "probe": device.probe, "remove": device.remove}
     pending = b""
