@@ -18,7 +18,7 @@ from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import find_kernel
 from chamber.lab.uml_program import connect, disconnect, run_program
 from chamber.link.eventloop import EventLoop
-from chamber.link.vhost_user import Backend
+from chamber.link.listener import Backend
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:

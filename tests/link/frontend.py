@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from chamber.link.eventloop import EventLoop
-from chamber.link.vhost_user import Backend
+from chamber.link.listener import Backend
 from chamber.wire.split import DESC, SplitLayout
 from chamber.wire.vhost_user import (
     F_PROTOCOL_FEATURES,
@@ -46,13 +46,14 @@ PROTOCOL = bit(ProtocolFeature.MQ, ProtocolFeature.REPLY_ACK, ProtocolFeature.BA
 class Served:
     """A device behind a back end that runs in a thread of its own, until the block ends."""
 
-    def __init__(self, device: Device, path: Path, observer: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, device: Device, path: Path, observer: Callable[[bytes], None] | None = None, *,
+                 replace: bool = False) -> None:
         self.device = device
         self.path = path
         self.error: BaseException | None = None
         self._stop = False
         self._loop = EventLoop()
-        self.backend = Backend(path, lambda: device, self._loop, observer=observer, inband=True)
+        self.backend = Backend(path, lambda: device, self._loop, observer=observer, inband=True, replace=replace)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from chamber.device.catalogue import make_device
 from chamber.link.channel import Channel, Gone
 from chamber.link.eventloop import EventLoop
-from chamber.link.vhost_user import Backend
+from chamber.link.listener import Backend
 from chamber.wire.split import SplitLayout
 from chamber.wire.vhost_user import (
     F_PROTOCOL_FEATURES,
@@ -263,6 +264,35 @@ def test_a_second_front_end_is_turned_away(path: Path) -> None:
         read_sector(front, 0)
         os.eventfd_write(front.kick, 1)
         front.wait_used(1)
+
+
+def test_a_front_end_that_is_replaced_keeps_its_connection_but_is_served_no_more(path: Path) -> None:
+    with Served(make_device(DeviceType.BLOCK), path, replace=True), Frontend(path) as front:
+        front.setup()
+        with Frontend(path) as other:
+            other.setup()
+            read_sector(front, 0)
+            os.eventfd_write(front.kick, 1)
+            read_sector(other, 0)
+            os.eventfd_write(other.kick, 1)
+            other.wait_used(1)
+            assert front.used() == 0
+            front.socket.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                front.socket.recv(1)
+            front.socket.settimeout(5)
+            front.send(R.GET_FEATURES)  # it thinks that it is served
+            assert front.ended()
+
+
+def test_of_front_ends_that_never_go_the_oldest_are_sent_away(path: Path) -> None:
+    with Served(make_device(DeviceType.BLOCK), path, replace=True), contextlib.ExitStack() as stack:
+        fronts = [stack.enter_context(Frontend(path)) for _ in range(12)]
+        fronts[-1].setup()
+        assert fronts[0].ended()
+        fronts[-2].socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            fronts[-2].socket.recv(1)
 
 
 def test_a_socket_in_use_is_not_taken_and_a_stale_one_is(path: Path) -> None:

@@ -15,7 +15,7 @@ from chamber.cli.served import OPTIONS, make_served
 from chamber.cli.targets import open_capture, unknown
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import RINGS, TYPES
-from chamber.link import vhost_user
+from chamber.link import listener
 
 if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
@@ -115,7 +115,7 @@ def serve_device(device: Device, path: Path, *, trace: bool, inband: bool = Fals
             raise click.UsageError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
         if path.exists() and not path.is_socket():
             raise click.UsageError(f"{path}: exists and is no socket")
-        vhost_user.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None,
+        listener.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None,
                          inband=inband,
                          ready=lambda: click.echo(f"serving {device.type.short} on {path}", err=True))
     except FileExistsError as error:

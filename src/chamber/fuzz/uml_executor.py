@@ -137,7 +137,7 @@ class UmlExecutor:
     def _ready(self) -> UmlWorker:
         if self._worker is None:
             self._liar = None
-            words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}")
+            words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}", "scsi_mod.scan=sync")
             self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=words,
                                      folder=self._folder)
             self._worker.asked = self._asked

@@ -21,7 +21,7 @@ from chamber.lab.kernel.coverage import CoverageMap
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_channel import UmlChannel
 from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_fp_filter
-from chamber.link.vhost_user import Backend
+from chamber.link.listener import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from chamber.link.channel import Channel, Gone, Message
-from chamber.link.eventloop import EventLoop
 from chamber.link.memory import SharedMemory
 from chamber.wire.errors import DmaFault, WireError
 from chamber.wire.vhost_user import (
@@ -40,11 +38,11 @@ from chamber.wire.virtio import Feature, Status, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from chamber.link.eventloop import EventLoop
     from chamber.wire.vhost_user import MessageType, Payload
 
-__all__ = ("Backend", "Servable", "Session", "serve")
+__all__ = ("Servable", "Session")
 
 _R = FrontendRequest
 _P = ProtocolFeature
@@ -64,7 +62,6 @@ _MESSAGES_PER_TURN: Final = 64
 _KICKS_PER_READ: Final = 32
 _KICK_BYTES: Final = 1 << 12
 """A kick is an edge, and needs no reading; but a pipe or socket, which a front end may use for an eventfd, fills up."""
-_SPIN_SECONDS: Final = 0.0002
 
 
 class Servable(Protocol):
@@ -161,7 +158,7 @@ class Session:
         self._features = 0
         self._status = 0
         self._polling = False
-        self.closed = False
+        self.closed = self.gone = False
         device.config_interrupt = self._config_changed
         device.schedule = self._schedule
         loop.add_reader(self._channel.fileno(), self.pump)
@@ -573,8 +570,12 @@ class Session:
                 call()
         self._loop.call_later(delay, run)
 
-    def close(self) -> None:
-        """End the session: stop all rings, reset the device, give back memory and descriptors."""
+    def retire(self) -> None:
+        """Serve no more: stop all rings, reset the device, give back memory; stay connected until the front end goes.
+
+        User-Mode Linux takes the end of a connection for the end of a device, for good: also of one that it keeps only
+        because somebody holds it, while it has connected anew.
+        """
         if self.closed:
             return
         self._stop_all()
@@ -586,112 +587,27 @@ class Session:
         for vring in self._vrings:
             for name in ("kick", "call", "err"):
                 self._close_fd(vring, name)
-        self._drop_backend_channel()
         self._memory.close()
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.add_reader(self._channel.fileno(), self._await_end)
+
+    def _await_end(self) -> None:
+        try:
+            message = self._channel.receive()
+        except (Gone, WireError):
+            self.close()
+            return
+        if message is not None:  # it does not know that nobody answers any more
+            message.close()
+            self.close()
+
+    def close(self) -> None:
+        """End the session and the connection."""
+        self.retire()
+        if self.gone:
+            return
+        self.gone = True
+        self._drop_backend_channel()
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         self._ended(self)
-
-
-class Backend:
-    """Listens on a Unix socket and serves one front end at a time.
-
-    Args:
-        path: where to listen. A socket that nobody listens on any more is replaced.
-        provide: gives the device for a new connection, or None to turn it away.
-        loop: where it waits.
-        trace: gets one line per message, if given.
-        observer: sees all that the device reads from buffers, if given.
-        replace: whether a new front end ends the session before it; otherwise it is turned away.
-        inband: offer notifications as messages.
-
-    Raises:
-        OSError: the path is in use or can't be made.
-
-    """
-
-    def __init__(self, path: Path, provide: Callable[[], Servable | None], loop: EventLoop, *,
-                 trace: Callable[[str], None] | None = None, observer: Callable[[bytes], None] | None = None,
-                 replace: bool = False, inband: bool = False) -> None:
-        self.path = path
-        self.session: Session | None = None
-        self.sessions = 0
-        self._provide = provide
-        self._loop = loop
-        self._trace = trace
-        self._observer = observer
-        self._replace = replace
-        self._protocol_features = PROTOCOL_FEATURES | (INBAND if inband else 0)
-        self._listener = _listen(path)
-        loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # the front end went away again
-            return
-        if self.session is not None:
-            self.session.pump()  # it may have ended already, its end unread
-        if self.session is not None:
-            if not self._replace:
-                sock.close()
-                return
-            self.session.close()
-        device = self._provide()
-        if device is None:
-            sock.close()
-            return
-        self.sessions += 1
-        self.session = Session(device, sock, self._loop, self._ended, self._trace, self._observer,
-                               self._protocol_features)
-
-    def _ended(self, session: Session) -> None:
-        if self.session is session:
-            self.session = None
-
-    def close(self) -> None:
-        """Stop listening, end the session, remove the socket."""
-        if self.session is not None:
-            self.session.close()
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
-        self.path.unlink(missing_ok=True)
-
-
-def _listen(path: Path) -> socket.socket:
-    if path.is_socket():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()  # left over: its owner is gone
-            else:
-                raise FileExistsError(f"{path} is in use")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        listener.listen(8)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def serve(device: Servable, path: Path, *, stop: Callable[[], bool] = lambda: False,
-          trace: Callable[[str], None] | None = None, ready: Callable[[], None] = lambda: None,
-          inband: bool = False) -> None:
-    """Serve a device on a socket until `stop()` says so, asked twice a second, or KeyboardInterrupt comes.
-
-    `ready` is called once the socket is there; `inband` offers notifications as messages.
-
-    The device is closed at the end, and the socket removed.
-    """
-    with (EventLoop(spin=_SPIN_SECONDS) as loop,
-          contextlib.closing(Backend(path, lambda: device, loop, trace=trace, inband=inband))):
-        try:
-            ready()
-            while not stop():
-                loop.run_until(lambda: False, time.monotonic() + 0.5)
-        finally:
-            device.close()

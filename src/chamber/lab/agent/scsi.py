@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI", "disk_of")
+__all__ = ("EXTRA", "STIMULI", "disk_of")
 
 _PATTERN: Final = 0x63686D6272
-_FIRST, _SECOND, _EXTRA = (0, 0), (0, 1), (1, 0)
+_FIRST, _SECOND, EXTRA = (0, 0), (0, 1), (1, 0)
 _READS: Final = {_FIRST: ((0, 8), (9, 1), (64, 128), (256, 512)), _SECOND: ((0, 8), (16, 16), (64, 128))}
 _WRITES: Final = {_FIRST: ((1024, 8), (1124, 256)), _SECOND: ((256, 8), (320, 64))}
 """Sectors of 512 bytes: start and count. Everything that is not written keeps the pattern."""
@@ -126,15 +126,15 @@ def hotplug(virtio: str, report: Report) -> None:
     disk_of(virtio)
     for turn in range(2):
         report.ask("plug")
-        with report.step(f"plug, turn {turn + 1}"), Direct(disk_of(virtio, _EXTRA), os.O_RDWR) as direct:
-            compare(direct.read(0, 8), _right(_EXTRA, 0, 8), "sector 0")
+        with report.step(f"plug, turn {turn + 1}"), Direct(disk_of(virtio, EXTRA), os.O_RDWR) as direct:
+            compare(direct.read(0, 8), _right(EXTRA, 0, 8), "sector 0")
             data = bytes((turn,)) * 4096
             direct.write(8, data)
             direct.flush()
             compare(direct.read(8, 8), data, "written sector 8")
         report.ask("unplug")
         with report.step(f"unplug, turn {turn + 1}"):
-            disk_of(virtio, _EXTRA, there=False)
+            disk_of(virtio, EXTRA, there=False)
     use(virtio, report)
 
 

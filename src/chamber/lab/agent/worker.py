@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 import tty
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,7 +25,6 @@ _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.02
 """A silent device costs some milliseconds then."""
 _YIELDS: Final = 4
-_SCAN_SECONDS: Final = 0.3
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
 _SYSRQ_DUMPS: Final = "8"
 """What only shows something."""
@@ -69,9 +67,7 @@ class _Device:
         self.virtio = kernel.virtio_name(self._platform)
 
     def disconnect(self) -> None:
-        """Pull it out, once no scan for disks goes on: it would keep the connection, and lose the device for good."""
-        if list(Path("/sys/bus/virtio/devices", self.virtio).glob("host*")):
-            time.sleep(_SCAN_SECONDS)
+        """Pull the device out."""
         with contextlib.suppress(OSError):
             self.remove()
         self.virtio = ""
