@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from chamber.device.fs import FsDevice
 from chamber.device.fuse_server import MAX_WRITE, FuseServer, ReadInPlace
-from chamber.device.sample_tree import MANY, SAMPLE
+from chamber.device.sample_content import MANY, SAMPLE
 from chamber.wire import fuse
 from chamber.wire.fs import CONFIG, HIPRIO_QUEUE, REQUEST_QUEUE
 from chamber.wire.fuse import Attributes, Entry, InHeader, Opcode, OpenOut, SetattrValid

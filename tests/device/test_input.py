@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chamber.device.input import ACTIONS, EVERYTHING, KEYBOARD, MULTITOUCH, POINTER, Abilities, InputDevice
+from chamber.device.input import EVERYTHING, KEYBOARD, MULTITOUCH, POINTER, Abilities, InputDevice
+from chamber.device.input_actions import ACTIONS
 from chamber.wire.input import EVENT, EVENT_QUEUE, STATUS_QUEUE, AbsInfo, EventType, InputEvent, Select, codes_of
 from tests.device.driver import Driver
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chamber.device.p9 import P9Device
 from chamber.device.p9_server import P9Server
-from chamber.device.sample_tree import MANY, SAMPLE
+from chamber.device.sample_content import MANY, SAMPLE
 from chamber.wire.errors import WireError
 from chamber.wire.p9 import CONFIG, NO_FID, NO_TAG, NO_UID, VERSION, LockStatus, LockType, OpenFlag, P9Feature, QidType
 from chamber.wire.p9_messages import FIELDS, HEADER, Message, MessageType, decode, dirents, encode

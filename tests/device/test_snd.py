@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chamber.device.snd import CONTROLS, ITEMS, RECORDED, SndDevice
+from chamber.device.sample_content import RECORDED
+from chamber.device.snd import CONTROLS, ITEMS, SndDevice
 from chamber.device.snd_stream import MemorySound, SoundError, State, Stream, WavSink, WavSource
 from chamber.wire import snd
 from chamber.wire.snd import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chamber.device.fs import FsDevice
 from chamber.device.hooks import Hooks
-from chamber.device.sample_tree import BIG, MANY
+from chamber.device.sample_content import BIG, MANY
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.fs import FsDriver, FsError
 from chamber.guest.machine import GuestMachine

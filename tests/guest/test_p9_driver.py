@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chamber.device.hooks import Hooks
 from chamber.device.p9 import P9Device
-from chamber.device.sample_tree import BIG, MANY
+from chamber.device.sample_content import BIG, MANY
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.p9 import Lock, P9Driver
 from chamber.guest.drivers.p9_channel import P9Error

@@ -6,7 +6,8 @@ import random
 import struct
 from typing import TYPE_CHECKING
 
-from chamber.device.input import ACTIONS, EVERYTHING, InputDevice
+from chamber.device.input import EVERYTHING, InputDevice
+from chamber.device.input_actions import ACTIONS
 from chamber.device.rng import RngDevice
 from chamber.wire.input import Abs, EventType, InputEvent, bitmap
 from tests.link.frontend import Served

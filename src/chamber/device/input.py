@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from chamber.device.base import Device
 from chamber.device.errors import DriverError
+from chamber.device.input_actions import ACTIONS
 from chamber.wire.errors import WireError
 from chamber.wire.input import (
     CONFIG,
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
     from chamber.device.hooks import Hooks
     from chamber.device.queue import DeviceQueue
 
-__all__ = ("ACTIONS", "EVERYTHING", "KEYBOARD", "MULTITOUCH", "POINTER", "Abilities", "InputDevice")
+__all__ = ("EVERYTHING", "KEYBOARD", "MULTITOUCH", "POINTER", "Abilities", "InputDevice")
 
 _E: Final = EventType
-_SYN: Final = InputEvent(_E.SYN, 0, 0)
 _STATUS_TYPES: Final = (_E.LED, _E.SND, _E.REP)
 _STATES: Final = 1024
 _BACKLOG: Final = 256
@@ -77,25 +77,6 @@ EVERYTHING: Final = Abilities(
     "Chamber input", {**_KEYS, _E.KEY: _KEYS[_E.KEY] | _BUTTONS | _TOUCH, _E.REL: frozenset({0, 1, 8}),
                       _E.ABS: frozenset(_AXES)}, _AXES, frozenset({1}))
 """All of it in one device, for assessments."""
-
-
-def _press(code: int) -> tuple[tuple[InputEvent, ...], ...]:
-    return (InputEvent(_E.KEY, code, 1), _SYN), (InputEvent(_E.KEY, code, 0), _SYN)
-
-
-def _contact(slot: int, track: int, x: int, y: int) -> tuple[InputEvent, ...]:
-    values = {Abs.MT_SLOT: slot, Abs.MT_TRACKING_ID: track, Abs.MT_POSITION_X: x, Abs.MT_POSITION_Y: y}
-    return tuple(InputEvent(_E.ABS, code, value) for code, value in values.items())
-
-
-ACTIONS: Final[dict[str, tuple[tuple[InputEvent, ...], ...]]] = {
-    "type": tuple(sequence for code in (35, 18, 38, 38, 24) for sequence in _press(code)),
-    "move": ((InputEvent(_E.REL, 0, 5), InputEvent(_E.REL, 1, -3), _SYN), (InputEvent(_E.REL, 8, 1), _SYN),
-             *_press(0x110)),
-    "touch": ((*_contact(0, 7, 100, 200), *_contact(1, 8, 3000, 4000), InputEvent(_E.KEY, 0x14A, 1), _SYN),
-              (InputEvent(_E.ABS, Abs.MT_SLOT, 1), InputEvent(_E.ABS, Abs.MT_POSITION_X, 3001), _SYN)),
-}
-"""What an honest host does by name: sequences of events."""
 
 
 class InputDevice(Device):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from chamber.device.base import Device
-from chamber.device.blk import pattern
+from chamber.device.blk import pattern_sectors
 from chamber.device.disk import MemoryDisk
 from chamber.device.errors import DriverError
 from chamber.device.scsi_lun import (
@@ -81,7 +81,7 @@ _SECTOR: Final = 512
 def unit_pattern(address: Address, size: int) -> bytearray:
     """Content that names its place: sectors as `chamber.device.blk.pattern` makes them, others for each unit."""
     first = (address.target << 14 | address.lun) << _UNIT_SHIFT
-    return bytearray().join(pattern(first + sector) for sector in range(size // _SECTOR))
+    return pattern_sectors(first, size // _SECTOR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from chamber.device.base import Device
 from chamber.device.errors import DriverError
+from chamber.device.sample_content import RECORDED
 from chamber.device.snd_stream import MemorySound, SoundError, State, Stream
 from chamber.wire.errors import WireError
 from chamber.wire.snd import (
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from chamber.device.hooks import Hooks
     from chamber.device.queue import DeviceQueue
 
-__all__ = ("CONTROLS", "ITEMS", "RECORDED", "SndDevice")
+__all__ = ("CONTROLS", "ITEMS", "SndDevice")
 
 _MESSAGE: Final = 1 << 20
 """Bytes of frames that one message may bring or ask for."""
@@ -60,8 +61,6 @@ _REQUEST: Final = ITEM_HDR.size + VALUE_SIZE
 _REPLY: Final = 1 << 16
 _EVENTS: Final = 64
 _READ_WRITE: Final = bit(Access.READ, Access.WRITE)
-RECORDED: Final = b"".join(struct.pack("<hh", (i * 37) % 30000, -(i * 53) % 30000) for i in range(4800))
-"""What the default device has to be recorded: 0.1 s of two channels of 16 bits at 48 kHz."""
 CONTROLS: Final = (
     ControlInfo(ControlType.INTEGER, _READ_WRITE | bit(Access.TLV_READ, Access.TLV_WRITE), 2, b"Master Playback Volume",
                 0, 100, 1),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -44,6 +46,14 @@ _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
 
 class GuestDied(Exception):
     """The guest's process ended while something was asked of it."""
+
+
+@functools.cache
+def _source() -> Path:
+    """Where the agent's code is, compiled: each guest would compile it again."""
+    package = Path(chamber.__file__).resolve().parent
+    compileall.compile_dir(package / "lab" / "agent", quiet=2)
+    return package.parent
 
 
 class UmlGuest:
@@ -131,7 +141,7 @@ class UmlGuest:
         try:
             os.set_blocking(console_out, False)
             source = self.folder / "src"
-            source.symlink_to(Path(chamber.__file__).resolve().parent.parent)
+            source.symlink_to(_source())
             # In a file, as the command line holds 4096 bytes and no more.
             modules = self.folder / "modules"
             modules.write_text("\n".join(map(str, self.kernel.modules)), encoding="utf-8")

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +101,11 @@ class UmlKernel:
         """What it has drivers for: the types of `_DRIVERS` whose module is there."""
         there = {module.name for module in self.modules}
         return tuple(kind for kind, module in _DRIVERS.items() if module in there)
+
+    def for_device(self, device: DeviceType) -> UmlKernel:
+        """Return the same without the drivers of other devices, which take their time to load."""
+        others = {module for kind, module in _DRIVERS.items() if kind is not device}
+        return replace(self, modules=tuple(module for module in self.modules if module.name not in others))
 
     @property
     def counts(self) -> bool:

@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.input import ACTIONS
+from chamber.device.input_actions import ACTIONS
 from chamber.lab.agent import kernel
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData

@@ -95,7 +95,7 @@ def wait_for(what: str, path: Path, seconds: float = 0.5) -> None:
     while not path.exists():
         if time.monotonic() > deadline:
             raise Silence(f"{what} did not appear")
-        time.sleep(0.002)
+        time.sleep(0.0005)
 
 
 def platform_devices() -> list[str]:

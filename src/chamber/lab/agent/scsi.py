@@ -29,7 +29,7 @@ _WRITES: Final = {_FIRST: ((1024, 8), (1124, 256)), _SECOND: ((256, 8), (320, 64
 _SG_SCSI_RESET: Final = 0x2284
 _RESET_DEVICE: Final = 0x101
 """The device, and nothing more if that fails."""
-_APPEAR_SECONDS: Final = 1.0
+_APPEAR_SECONDS: Final = 2.0
 
 
 def _find(virtio: str, unit: tuple[int, int]) -> str:

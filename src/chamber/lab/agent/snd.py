@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.snd import RECORDED
+from chamber.device.sample_content import RECORDED
 from chamber.lab.agent import kernel
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.sample_tree import LINK, MANY, SAMPLE, XATTR
+from chamber.device.sample_content import LINK, MANY, SAMPLE, XATTR
 from chamber.lab.agent import kernel
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import WrongData

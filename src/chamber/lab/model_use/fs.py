@@ -6,7 +6,7 @@ import random
 import stat
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.sample_tree import LINK, MANY, SAMPLE, XATTR
+from chamber.device.sample_content import LINK, MANY, SAMPLE, XATTR
 from chamber.guest.drivers.fs import FsError
 from chamber.lab.model_use.right_data import PAUSE, WrongData, compare
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.input import ACTIONS
+from chamber.device.input_actions import ACTIONS
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.lab.model_use.right_data import PAUSE, WrongData
 from chamber.wire.input import CODES, EventType

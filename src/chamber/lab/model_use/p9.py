@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.sample_tree import LINK, SAMPLE, XATTR
+from chamber.device.sample_content import LINK, SAMPLE, XATTR
 from chamber.guest.drivers.p9 import Lock, P9Error
 from chamber.lab.model_use.right_data import PAUSE, WrongData, compare
 from chamber.wire.p9 import LockType, OpenFlag

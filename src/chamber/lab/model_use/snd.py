@@ -6,7 +6,8 @@ import random
 import struct
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.snd import ITEMS, RECORDED
+from chamber.device.sample_content import RECORDED
+from chamber.device.snd import ITEMS
 from chamber.guest.driver import DeviceTimeout
 from chamber.lab.model_use.right_data import PAUSE, WrongData, compare
 from chamber.wire.snd import Access, PcmFormat, SndCode, SndFeature
