@@ -15,13 +15,13 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chamber.lab.kernel.changes import CHANGED, change, unchanged_parts
 from chamber.lab.kernel.config import fragment, missing
 from chamber.lab.kernel.drivers import CORE, SOURCES
 from chamber.lab.kernel.edits import edit_tree
 from chamber.lab.kernel.selftest import check_sanitizers
 from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.kernel.store import BuiltKernel, store_folder
-from chamber.lab.kernel.transport import TRANSPORT, change_transport, unchanged_parts
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -88,18 +88,13 @@ def _key(source: KernelSource, options: KernelOptions, edits: Sequence[Edit]) ->
     digest = hashlib.sha256()
     compiler = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=False).stdout
     parts = [source.identity, source.version, compiler, fragment(options)]
-    parts += [f"{path} {text!r}" for path, text in _additions(source.tree, _nothing_but_own).items()]
+    parts += [f"{path} {text!r}" for path, text in _additions(source.tree, unchanged_parts).items()]
     parts += [edit.identity for edit in edits]
     if Path(source.identity).is_absolute():
         parts.append(_fingerprint(Path(source.identity)))
     for part in parts:
         digest.update(f"{len(part)}:".encode() + part.encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _nothing_but_own(path: str) -> bytes:
-    """What there is of a file where only Chamber's own additions count."""
-    return unchanged_parts() if path == TRANSPORT else b""
 
 
 def _fingerprint(tree: Path) -> str:
@@ -137,7 +132,8 @@ def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, byt
             folder = path.parent.relative_to(tree)
             append(f"{folder}/Makefile", f"CFLAGS_{path.stem}.o += {_FLAG}")
     try:
-        changed[TRANSPORT] = change_transport(read(TRANSPORT) or b"")
+        for name in CHANGED:
+            changed[name] = change(name, changed.get(name) or read(name) or b"")
     except ValueError as error:
         raise TargetError(f"{tree}: {error}: no user-mode-linux of 6.1 to 7.3") from None
     return changed
