@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 import chamber
 from chamber.fuzz.lies import Program, Start
+from chamber.fuzz.mutator import FINDINGS
 from chamber.fuzz.progress import Counts, read_counts, read_reached
 from chamber.fuzz.settings import CampaignError, Folder
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ("Campaign",)
 
 INSTALL_HINT: Final = "no afl-fuzz here: as root, apt-get install afl++"
-_SEEDED_USES: Final = 10
+_SEEDED_USES: Final = 14
+"""As many as any device has."""
 _STOP_SECONDS: Final = 10.0
 _RESTARTS: Final = 5
 _MAX_INPUT: Final = 200
@@ -136,6 +138,7 @@ class Campaign:
             "AFL_CUSTOM_MUTATOR_ONLY": "1", "AFL_SKIP_BIN_CHECK": "1", "AFL_SKIP_CPUFREQ": "1", "AFL_NO_AFFINITY": "1",
             "AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES": "1", "AFL_NO_UI": "1", "AFL_AUTORESUME": "1", "AFL_FAST_CAL": "1",
             "AFL_FORKSRV_INIT_TMOUT": "120000", "AFL_MAP_SIZE": "65536",
+            FINDINGS: str(self.folder.findings.resolve()),
             "TMPDIR": str(self.folder.temporary)}
         command = [
             self._program, "-i", str(self.folder.seeds), "-o", str(self.folder.search),

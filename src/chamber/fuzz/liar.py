@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import Attack
 from chamber.device.errors import DriverError
 from chamber.device.split import SplitRing
-from chamber.fuzz.lies import Change, Moment, Point
+from chamber.fuzz.lies import NOTHING_ASKED, Change, Moment, Point
 from chamber.fuzz.messages import ACTIONS, TEMPLATES
 from chamber.fuzz.words import message_name
 from chamber.wire.errors import DmaFault
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ("Liar",)
 
-_NOTHING_ASKED: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
 _KEPT_FEATURES: Final = bit(Feature.ACCESS_PLATFORM)
 """Not offered where the platform has no such translation: descriptors would hold what the device can't follow."""
 _ACTS: Final = 60
@@ -61,7 +60,7 @@ class Liar(Attack):
         self._by_point: dict[Point, list[tuple[int, Lie]]] = defaultdict(list)
         self._by_moment: dict[Moment, list[tuple[int, Lie]]] = defaultdict(list)
         for number, lie in self.numbered:
-            if lie.point in _NOTHING_ASKED:
+            if lie.point in NOTHING_ASKED:
                 self._by_moment[lie.moment].append((number, lie))
             else:
                 self._by_point[lie.point].append((number, lie))
@@ -74,6 +73,13 @@ class Liar(Attack):
         self._rooms: dict[tuple[int, int], int] = {}
         self._previous: dict[int, int] = {}
         self._untouchable: set[int] = set()
+        self._silent = False
+        self._lost: list[tuple[DeviceQueue, Ring | None, Chain, int]] = []
+
+    @property
+    def owes(self) -> bool:
+        """Whether a guest that waits may wait for this device: for what is kept, or for what it was told wrongly."""
+        return bool(self._held or self._untouchable or self._silent)
 
     # Whose turn it is.
 
@@ -109,10 +115,16 @@ class Liar(Attack):
             self._do(number, lie, self._queue(lie))
 
     def honest(self) -> None:
-        """Lie no more, give back what is kept, and interrupt where that was left out."""
+        """Lie no more, give back what is kept, name what was not named, and interrupt where that was left out."""
         self._left = 0
         self._release(lambda _how: True)
-        if any(lie.point is Point.SILENCE and self.told[number] for number, lie in self.numbered):
+        lost, self._lost = self._lost, []
+        for queue, ring, chain, length in lost:
+            if queue.ring is ring and queue.broken is None:
+                with suppress(DriverError, DmaFault):
+                    self.device.complete(queue, chain, length)
+                self.device.flush(queue)
+        if self._silent:
             for queue in self.device.queues:
                 if queue.started:
                     queue.interrupt()
@@ -269,6 +281,8 @@ class Liar(Attack):
             if self._due(number, lie, queue):
                 other = self._previous.get(queue.index, 0) if lie.change is Change.FILL else lie.apply(
                     head, queue.ring.size if queue.ring else 0)
+                if other != head:
+                    self._lost.append((queue, queue.ring, chain, length))
                 out = [(other, out[0][1])]
                 self._untouchable.add(queue.index)
                 self._tell(number, f"queue {queue.index}: used id {other} where {head} is true, for "
@@ -304,6 +318,7 @@ class Liar(Attack):
         for number, lie in self._by_point[Point.SILENCE]:
             if wanted and self._due(number, lie, queue):
                 self._tell(number, f"queue {queue.index}: no interrupt although the driver wants it")
+                self._silent = True
                 wanted = False
         return wanted
 

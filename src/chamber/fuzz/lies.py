@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ("HEADER", "LIMIT", "RECORD", "Change", "Lie", "Moment", "Point", "Program", "Start")
+__all__ = ("HEADER", "LIMIT", "NOTHING_ASKED", "RECORD", "Change", "Lie", "Moment", "Point", "Program", "Start")
 
 HEADER: Final = struct.Struct("<BBBB")
 """Start, use, ring, nothing."""
@@ -100,6 +100,10 @@ class Start(enum.IntEnum):
     """The driver probes the device, and is removed from it in the end."""
     CONNECT = 2
     """The device is plugged in, with features and rings read anew, and unplugged in the end."""
+
+
+NOTHING_ASKED: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
+"""Lies that answer nothing: they are told at a `Moment`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ AFL++ calls the functions of this module (its ``docs/custom_mutators.md``), and 
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from chamber.fuzz.lies import HEADER, RECORD, Change, Lie, Moment, Point, Program, Start
+from chamber.fuzz.avoidance import Avoidance, kind_of
+from chamber.fuzz.lies import HEADER, NOTHING_ASKED, RECORD, Change, Lie, Moment, Point, Program, Start
 
-__all__ = ("deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie", "shortened",
-           "trim")
+__all__ = ("FINDINGS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie",
+           "shortened", "trim")
 
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
@@ -22,13 +25,21 @@ _WEIGHTS: Final = {
     Point.INTERRUPT: 2, Point.CONFIG_INTERRUPT: 3, Point.SILENCE: 1, Point.ACTION: 3,
 }
 """What leaves a driver without an answer for good costs a guest, and is no news."""
-_ANSWERS_NOTHING: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
 _TURNS: Final = 64
-_PREFER_SESSIONS: Final = 0.8
-"""A session takes a tenth of what a probe takes."""
+_COSTLY: Final = frozenset({Point.FEATURES, Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR,
+                            Point.WITHHELD, Point.SILENCE})
+"""Lies after which the driver has to be brought back, or waits: ten sessions' time and more."""
+_COSTLY_INPUTS: Final = 0.06
+"""Inputs that may have them, or begin with a probe. Others are left without, whatever they come from."""
+_KEEPS_FEATURES: Final = 0.2
+"""Of these: the device is plugged in anew for features, which takes longest."""
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
                    0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1,
                    1 << 63, (1 << 64) - 1)
+_SHOWS_AGAIN: Final = 0.02
+FINDINGS: Final = "CHAMBER_FINDINGS"
+"""Names the environment's word for where confirmed findings are."""
+_KNOWN: Final[list[Avoidance]] = []
 _DICE: Final = random.Random()  # noqa: S311 - seeded by AFL++
 _FEATURE_BITS: Final = 42
 """Bits of device types and of rings and transports that Linux knows, about."""
@@ -59,7 +70,7 @@ def random_lie(dice: random.Random) -> Lie:
     value = _value(dice)
     if point is Point.FEATURES:
         value = dice.randrange(_FEATURE_BITS)
-    elif point in _ANSWERS_NOTHING:
+    elif point in NOTHING_ASKED:
         offset = dice.randrange(len(Moment)) | dice.choice((0, dice.randrange(40), dice.randrange(8))) << 8
         if point is Point.MESSAGE:
             # Which queue and which message stand in its upper bytes.
@@ -106,7 +117,7 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
             case 5 if dice.random() < 0.5:
                 use = dice.randrange(16)
             case 5:
-                start = dice.choices(list(Start), (12, 6, 1))[0]
+                start = dice.choices(list(Start), (2, 2, 1))[0]
             case 6 if dice.random() < 0.1:
                 ring = dice.randrange(4)
             case _ if lies:
@@ -114,15 +125,20 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
                 lies[at] = _varied(lies[at], dice)
             case _:
                 lies.append(random_lie(dice))
-    if start is not Start.SESSION and dice.random() < _PREFER_SESSIONS and not any(map(_shows_at_a_probe, lies)):
+    if dice.random() >= _COSTLY_INPUTS:
         start = Start.SESSION
+        lies = [lie for lie in lies if lie.point not in _COSTLY] or [_cheap_lie(dice)]
+    elif dice.random() >= _KEEPS_FEATURES:
+        start = min(start, Start.PROBE)
+        lies = [lie for lie in lies if lie.point is not Point.FEATURES]
     return Program(start, use, ring, tuple(lies[:_MOST]))
 
 
-def _shows_at_a_probe(lie: Lie) -> bool:
-    """Whether a lie is about what a driver does as it comes and goes."""
-    return lie.point in {Point.FEATURES, Point.CONFIG} or (
-        lie.point in _ANSWERS_NOTHING and lie.moment in {Moment.STARTED, Moment.READY, Moment.STOPPING, Moment.CONFIG})
+def _cheap_lie(dice: random.Random) -> Lie:
+    """Make up a lie that a session gets over."""
+    while (lie := random_lie(dice)).point in _COSTLY:
+        pass
+    return lie
 
 
 # What AFL++ calls.
@@ -130,13 +146,27 @@ def _shows_at_a_probe(lie: Lie) -> bool:
 def init(seed: int) -> None:
     """Begin."""
     _DICE.seed(seed)
+    if FINDINGS in os.environ:
+        _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]))]
 
 
 def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
     """Return a varied input."""
     program = mutate(Program.parse(bytes(data)), Program.parse(bytes(other or b"")), _DICE)
+    for known in _KNOWN:
+        program = _without(program, known, _DICE)
     room = (max_size - HEADER.size) // RECORD.size
     return bytearray(replace(program, lies=program.lies[:room]).build())
+
+
+def _without(program: Program, known: Avoidance, dice: random.Random) -> Program:
+    """Leave lies out until an input does not show any more what is known; now and then not, as it may hide more."""
+    if dice.random() < _SHOWS_AGAIN:
+        return program
+    while kinds := known.shows(program):
+        out = dice.choice(sorted(kinds))
+        program = replace(program, lies=tuple(lie for lie in program.lies if kind_of(lie) != out))
+    return program
 
 
 def fuzz_count(data: bytearray) -> int:  # noqa: ARG001 - AFL++'s signature

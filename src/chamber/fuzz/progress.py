@@ -81,18 +81,19 @@ class Progress:
         self._union |= int.from_bytes(edges, "little")
 
     def reached(self, places: Iterable[Place]) -> None:
-        """Add the places that a guest has reached."""
+        """Add the places that a guest has reached, and show them."""
         self._reached.update(places)
-
-    def write(self) -> None:
-        """Show everything."""
-        edges = sum(1 for byte in self._union.to_bytes((self._union.bit_length() + 7) // 8, "little") if byte)
-        self._map[:] = _COUNTS.pack(self.executions, self.lies, self.reports, self.boots,
-                                    max(edges, self._before.edges),
-                                    self._before.seconds + time.monotonic() - self._begin)
         temporary = self._reached_path.with_suffix(".new")
         temporary.write_text(json.dumps(sorted(self._reached)), encoding="utf-8")
         temporary.replace(self._reached_path)
+
+    def write(self) -> None:
+        """Show the counters."""
+        union = self._union.to_bytes((self._union.bit_length() + 7) // 8, "little")
+        edges = len(union) - union.count(0)
+        self._map[:] = _COUNTS.pack(self.executions, self.lies, self.reports, self.boots,
+                                    max(edges, self._before.edges),
+                                    self._before.seconds + time.monotonic() - self._begin)
 
     def close(self) -> None:
         """Write for the last time."""

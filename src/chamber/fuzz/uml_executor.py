@@ -85,7 +85,7 @@ class UmlExecutor:
                  folder: Path | None = None, trace: bool = False) -> None:
         self.boots = 0
         self.executions = 0
-        self._kernel = kernel
+        self._kernel = kernel.for_device(device)
         self._type = device
         self._known = known
         self._folder = folder
@@ -232,7 +232,7 @@ class UmlExecutor:
         key = start, execution.use
         usual = self._usual.get(key, _UNKNOWN_SECONDS)
         begin = time.monotonic()
-        answer = worker.do(steps, _PATIENCE + _PATIENCE_FACTOR * usual)
+        answer = worker.do(steps, _PATIENCE + _PATIENCE_FACTOR * usual, stalled=lambda: liar.owes)
         if answer is not None:
             self._usual[key] = (7 * self._usual.get(key, usual) + time.monotonic() - begin) / 8
         else:
@@ -245,10 +245,23 @@ class UmlExecutor:
         liar.honest()
         # Where it can't be said how far things got, the next execution finds out.
         self._state = {Start.SESSION: _State.BOUND, Start.PROBE: _State.ALONE, Start.CONNECT: _State.OUT}[start]
+        if start is Start.SESSION:
+            lasting = any(lie.point in _LASTING and number in liar.told for number, lie in liar.numbered)
+            if lasting or (self._fails(worker, execution) and self._fails_again(worker, execution)):
+                self._leave(worker, execution)
+
+    def _fails(self, worker: UmlWorker, execution: Execution) -> bool:
+        """Whether more went wrong in the last session than goes wrong with an honest device."""
         usually = self._failures[execution.use] = min(self._failures.get(execution.use, worker.failed), worker.failed)
-        if start is Start.SESSION and (worker.failed > usually or any(
-                lie.point in _LASTING and number in liar.told for number, lie in liar.numbered)):
-            self._leave(worker, execution)
+        return worker.failed > usually
+
+    def _fails_again(self, worker: UmlWorker, execution: Execution) -> bool:
+        """Use the device once more, which is honest now: an error is over then, a driver that gave up has to go."""
+        self._count(on=False)
+        if worker.do([execution.use], _CHANGE_SECONDS) is None:
+            self._hangs(worker, [execution.use], execution)
+            return False
+        return self._fails(worker, execution)
 
     def _hangs(self, worker: UmlWorker, steps: list[str], execution: Execution) -> None:
         """Tell where the guest is that does not get on, unless it just takes its time."""

@@ -26,6 +26,8 @@ __all__ = ("UmlWorker",)
 
 _START_SECONDS: Final = 20.0
 _NUDGE_SECONDS: Final = 0.1
+_QUIET_SECONDS: Final = 0.002
+"""After which a guest may be waiting for what it does not get."""
 
 
 class UmlWorker:
@@ -83,8 +85,10 @@ class UmlWorker:
         else:
             self._answers.append(message)
 
-    def do(self, steps: Iterable[str], seconds: float) -> str | None:
+    def do(self, steps: Iterable[str], seconds: float, *, stalled: Callable[[], bool] = lambda: False) -> str | None:
         """Have steps done; return what went wrong in them, '' if nothing, None if they do not end in time.
+
+        `stalled` is asked when the guest has not been heard of for a moment: whether that is no wonder.
 
         Raises:
             GuestDied: the guest ended meanwhile.
@@ -93,31 +97,37 @@ class UmlWorker:
         assert self.guest.second is not None
         self._answers.clear()
         self.guest.second.send(list(steps))
-        return self.go_on(seconds)
+        return self.go_on(seconds, stalled)
 
-    def go_on(self, seconds: float) -> str | None:
+    def go_on(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> str | None:
         """Wait for steps that did not end in time to end after all; return as `do`.
 
         Raises:
             GuestDied: the guest ended meanwhile.
 
         """
-        answer = self._wait(seconds)
+        answer = self._wait(seconds, stalled)
         if answer is None:
             return None
         self.failed = int(answer.get("failed", 0))
         return str(answer.get("done"))
 
-    def _wait(self, seconds: float) -> dict[str, Any] | None:
+    def _wait(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         answers = self._answers
         guest = self.guest
-        deadline = time.monotonic() + seconds
-        while not self._loop.run_until(lambda: bool(answers) or not guest.alive,
-                                       min(deadline, time.monotonic() + _NUDGE_SECONDS)):
-            if time.monotonic() >= deadline:
+        heard = nudged = now = time.monotonic()
+        deadline = now + seconds
+        while not answers and guest.alive:
+            came = self._loop.turn(min(deadline - now, _QUIET_SECONDS))
+            now = time.monotonic()
+            if came:
+                heard = now
+            if now >= deadline or (now - heard >= _QUIET_SECONDS and stalled()):
                 return None
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(guest.pid, signal.SIGIO)  # User-Mode Linux misses the signal of input now and then
+            if now - max(heard, nudged) >= _NUDGE_SECONDS:
+                nudged = now
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(guest.pid, signal.SIGIO)  # User-Mode Linux misses the signal of input now and then
         if not answers:
             guest.drain()
             raise GuestDied(str(guest.exit_status))

@@ -63,8 +63,8 @@ class EventLoop:
         """Call back after `delay` seconds."""
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
 
-    def turn(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for something to happen, and handle it."""
+    def turn(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for something to happen, and handle it; return whether a descriptor had it."""
         if self._soon:
             timeout = 0.0
         elif self._timers:
@@ -83,6 +83,7 @@ class EventLoop:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
+        return bool(ready)
 
     def _wait(self, timeout: float) -> list[tuple[int, int]]:
         """Wait for descriptors: awake for a moment first, as a peer mostly answers sooner than a sleeper wakes."""

@@ -53,7 +53,7 @@ def wait_for_port(virtio: str, wanted: str) -> str:
             return port
         if time.monotonic() > deadline:
             raise Silence(f"no port is named {wanted}")
-        time.sleep(0.002)
+        time.sleep(0.0005)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -127,7 +127,7 @@ def _wait_until_gone(virtio: str, wanted: str) -> None:
     while find_port(virtio, wanted) is not None:
         if time.monotonic() > deadline:
             raise Silence(f"the port {wanted} stays")
-        time.sleep(0.002)
+        time.sleep(0.0005)
 
 
 def hotplug(virtio: str, report: Report) -> None:

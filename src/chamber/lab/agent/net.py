@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("STIMULI", "configure", "down", "forward", "interface", "ping", "tcp_echo", "udp_echo", "up", "with_xdp")
+__all__ = (
+    "ECHO", "PEER", "STIMULI", "change_address", "change_filters", "change_lengths", "change_link", "change_queues",
+    "down", "interface", "ping", "tcp_echo", "udp_echo", "up",
+)
 
 GUEST: Final = "10.99.0.2"
 PEER: Final = "10.99.0.1"
-_ECHO: Final = 7
+ECHO: Final = 7
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS, _SIOCGIFFLAGS = 0x8916, 0x891C, 0x8914, 0x8913
 _SIOCSIFMTU, _SIOCSIFHWADDR, _SIOCADDMULTI, _SIOCDELMULTI, _SIOCSIFTXQLEN = 0x8922, 0x8924, 0x8931, 0x8932, 0x8943
 _IFF_UP, _IFF_PROMISC, _IFF_ALLMULTI = 1, 0x100, 0x200
@@ -108,7 +111,7 @@ def udp_echo(size: int, dice: random.Random) -> None:
     payload = dice.randbytes(size)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         datagram.settimeout(patient(_TIMEOUT))
-        datagram.connect((PEER, _ECHO))
+        datagram.connect((PEER, ECHO))
         for _ in range(max(1, round(patient(_TRIES)))):
             datagram.send(payload)
             try:
@@ -128,7 +131,7 @@ def tcp_echo(size: int, dice: random.Random) -> None:
     sent = 0
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
         stream.settimeout(3 * patient(_TIMEOUT))
-        stream.connect((PEER, _ECHO))
+        stream.connect((PEER, ECHO))
         while len(back) < size:
             if sent < size and sent - len(back) < 16384:
                 sent += stream.send(payload[sent:sent + 8192])
@@ -192,30 +195,55 @@ def _set_flag(name: str, flag: int) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", before)))
 
 
+def change_filters(name: str, report: Report) -> None:
+    """Change what the device lets through."""
+    report.attempt("promiscuous", _set_flag, name, _IFF_PROMISC)
+    report.attempt("all multicast", _set_flag, name, _IFF_ALLMULTI)
+    group = struct.pack("<H6s", 0, bytes.fromhex("01005e000123"))
+    report.attempt("join a group", _set, name, _SIOCADDMULTI, group)
+    report.attempt("leave a group", _set, name, _SIOCDELMULTI, group)
+
+
+def change_address(name: str, report: Report) -> None:
+    """Change the hardware address and back."""
+    with report.step("hardware address"):
+        mac = bytes.fromhex(Path(f"/sys/class/net/{name}/address").read_text(encoding="ascii").strip().replace(":", ""))
+        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac[:5] + bytes([mac[5] ^ 1])))
+        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac))
+
+
+def change_lengths(name: str, report: Report) -> None:
+    """Change the MTU and the length of the transmit queue."""
+    report.attempt("MTU", _set, name, _SIOCSIFMTU, struct.pack("<i", 1280))
+    report.attempt("queue length", _set, name, _SIOCSIFTXQLEN, struct.pack("<i", 100))
+
+
+def change_queues(name: str, report: Report) -> None:
+    """Use more and fewer queue pairs."""
+    for pairs in (2, 1, 2):
+        report.attempt(f"{pairs} queue pairs", ethtool.set_channels, name, pairs)
+    report.attempt("RSS", ethtool.restore_rss, name)
+
+
+def change_link(name: str, report: Report) -> None:
+    """Have the link go down and up."""
+    for action in ("link-down", "link-up"):
+        report.ask(action)
+        report.attempt(f"after {action}", Path(f"/sys/class/net/{name}/operstate").read_bytes)
+
+
 def configure(virtio: str, report: Report) -> None:
     """Change what can be changed, by the control queue mostly; then see that traffic still passes."""
     name = interface(virtio)
     dice = random.Random(name)  # noqa: S311 - test data
     with report.step("up"):
         up(name)
-    report.attempt("promiscuous", _set_flag, name, _IFF_PROMISC)
-    report.attempt("all multicast", _set_flag, name, _IFF_ALLMULTI)
-    group = struct.pack("<H6s", 0, bytes.fromhex("01005e000123"))
-    report.attempt("join a group", _set, name, _SIOCADDMULTI, group)
-    report.attempt("leave a group", _set, name, _SIOCDELMULTI, group)
-    report.attempt("MTU", _set, name, _SIOCSIFMTU, struct.pack("<i", 1280))
-    report.attempt("queue length", _set, name, _SIOCSIFTXQLEN, struct.pack("<i", 100))
-    with report.step("hardware address"):
-        mac = bytes.fromhex(Path(f"/sys/class/net/{name}/address").read_text(encoding="ascii").strip().replace(":", ""))
-        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac[:5] + bytes([mac[5] ^ 1])))
-        _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac))
-    for pairs in (2, 1, 2):
-        report.attempt(f"{pairs} queue pairs", ethtool.set_channels, name, pairs)
-    report.attempt("RSS", ethtool.restore_rss, name)
+    change_filters(name, report)
+    change_address(name, report)
+    change_lengths(name, report)
+    change_queues(name, report)
     ethtool.toggle_offloads(name, report)
-    for action in ("link-down", "link-up"):
-        report.ask(action)
-        report.attempt(f"after {action}", Path(f"/sys/class/net/{name}/operstate").read_bytes)
+    change_link(name, report)
     report.attempt("ping", ping, 56, dice)
     with report.step("down"):
         down(name)
@@ -235,7 +263,7 @@ def forward(virtio: str, report: Report) -> None:
         tap.setblocking(False)
         before = routing.forwarded()
         for size in (64, 1400, 500):
-            report.attempt(f"datagram of {size} bytes from elsewhere", routing.send_spoofed, "10.98.0.5", PEER, _ECHO,
+            report.attempt(f"datagram of {size} bytes from elsewhere", routing.send_spoofed, "10.98.0.5", PEER, ECHO,
                            dice.randbytes(size))
         exchange(report, dice)
         report.note(f"{routing.forwarded() - before} datagrams forwarded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -24,10 +25,12 @@ from chamber.lab.agent import (
     net,
     p9,
     rng,
+    routing,
     scsi,
     snd,
     tree,
     vsock,
+    xdp,
 )
 from chamber.lab.agent.disk import BLKRRPART, Direct
 
@@ -38,6 +41,7 @@ __all__ = ("SESSIONS", "uses_of")
 
 _Session = Callable[[str, "Report"], None]
 _RAW: Final = Path("/sys/class/virtio-ports")
+_MOMENT: Final = 0.0005
 _DICE: Final = random.Random(1)  # noqa: S311 - test data
 
 
@@ -73,7 +77,7 @@ def _every_port(virtio: str, report: Report) -> None:
             fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK)
             try:
                 os.write(fd, b"word")
-                select.select([fd], [], [], 0.002)
+                select.select([fd], [], [], _MOMENT)
                 os.read(fd, 100)
             finally:
                 os.close(fd)
@@ -89,12 +93,16 @@ def _come_and_go(virtio: str, report: Report) -> None:
         try:
             os.write(fd, bytes(8))
             report.ask("unplug")
-            select.select([fd], [], [], 0.002)
+            select.select([fd], [], [], _MOMENT)
             os.read(fd, 100)
         finally:
             os.close(fd)
-    report.ask("unplug")
+
+
+def _new_size(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Have the host change the console's size."""
     report.ask("resize")
+    time.sleep(_MOMENT)
 
 
 def _closed_and_opened(virtio: str, report: Report) -> None:
@@ -124,10 +132,10 @@ def _ping(virtio: str, report: Report) -> None:
 
 
 def _datagrams(virtio: str, report: Report) -> None:
-    """Exchange small and large datagrams."""
+    """Exchange a small and a large datagram."""
     with report.step("datagrams"):
         _interface(virtio)
-        for size in (1, 1400, 4000):
+        for size in (1, 4000):
             net.udp_echo(size, _DICE)
 
 
@@ -135,7 +143,7 @@ def _stream(virtio: str, report: Report) -> None:
     """Exchange a stream."""
     with report.step("stream"):
         _interface(virtio)
-        net.tcp_echo(16384, _DICE)
+        net.tcp_echo(5000, _DICE)
 
 
 def _up_and_down(virtio: str, report: Report) -> None:
@@ -147,11 +155,37 @@ def _up_and_down(virtio: str, report: Report) -> None:
 
 
 def _settings(virtio: str, report: Report) -> None:
-    """Read what ethtool and sysfs tell."""
+    """Read what ethtool tells."""
     with report.step("settings"):
-        name = net.interface(virtio)
-        ethtool.read_all(name, report)
-        kernel.read_tree(Path("/sys/class/net").resolve() / name, depth=1)
+        ethtool.read_all(net.interface(virtio), report)
+
+
+def _change(what: Callable[[str, Report], None]) -> _Session:
+    """Change something of an interface that is up."""
+    def session(virtio: str, report: Report) -> None:
+        with report.step("change"):
+            what(_interface(virtio), report)
+    return session
+
+
+def _xdp(name: str, report: Report) -> None:
+    """Run a program on the frames of a ping."""
+    fd = xdp.load(xdp.PASS)
+    try:
+        xdp.attach(name, fd)
+    finally:
+        os.close(fd)
+    report.attempt("ping", net.ping, 56, _DICE)
+    xdp.detach(name)
+
+
+def _forward(name: str, report: Report) -> None:
+    """Forward what the peer sends to others."""
+    routing.turn_on(name)
+    with contextlib.suppress(FileExistsError):
+        routing.add_route("10.98.0.0", "255.255.255.0", net.PEER, name)
+    report.attempt("datagram from elsewhere", routing.send_spoofed, "10.98.0.5", net.PEER, net.ECHO, bytes(1400))
+    report.attempt("ping", net.ping, 8, _DICE)
 
 
 def _read_disk(virtio: str, report: Report) -> None:
@@ -169,13 +203,21 @@ def _write_disk(virtio: str, report: Report) -> None:
 
 
 def _disk_attributes(virtio: str, report: Report) -> None:
-    """Read what is told of a disk, and look for partitions."""
-    name = blk.disk_of(virtio)
-    block = Path("/sys/block") / name
+    """Read what is told of a disk."""
+    block = Path("/sys/block") / blk.disk_of(virtio)
     report.attempt("serial number", (block / "serial").read_bytes)
     report.attempt("cache type", (block / "cache_type").read_bytes)
-    report.attempt("set cache type", kernel.write, block / "cache_type", "write back")
-    with report.step("partitions"), Direct(name, os.O_RDONLY) as direct:
+
+
+def _disk_cache(virtio: str, report: Report) -> None:
+    """Have a disk write back what it caches."""
+    path = Path("/sys/block") / blk.disk_of(virtio) / "cache_type"
+    report.attempt("set cache type", kernel.write, path, "write back")
+
+
+def _disk_partitions(virtio: str, report: Report) -> None:
+    """Look for partitions."""
+    with report.step("partitions"), Direct(blk.disk_of(virtio), os.O_RDONLY) as direct:
         direct.ioctl(BLKRRPART)
 
 
@@ -327,11 +369,15 @@ def _nothing(virtio: str, report: Report) -> None:
 
 
 SESSIONS: Final[dict[str, dict[str, _Session]]] = {
-    "blk": {"read": _read_disk, "write": _write_disk, "attributes": _disk_attributes},
+    "blk": {"read": _read_disk, "write": _write_disk, "attributes": _disk_attributes, "cache": _disk_cache,
+            "partitions": _disk_partitions},
     "console": {"echo": _echo_port, "terminal": _terminal, "ports": _every_port,
-                "come-and-go": _come_and_go, "closed-and-opened": _closed_and_opened},
+                "come-and-go": _come_and_go, "size": _new_size, "closed-and-opened": _closed_and_opened},
     "net": {"ping": _ping, "datagrams": _datagrams, "stream": _stream, "up-and-down": _up_and_down,
-            "settings": _settings, "configure": net.configure, "xdp": net.with_xdp, "forward": net.forward},
+            "settings": _settings, "filters": _change(net.change_filters), "address": _change(net.change_address),
+            "lengths": _change(net.change_lengths), "queues": _change(net.change_queues),
+            "offloads": _change(ethtool.toggle_offloads), "link": _change(net.change_link),
+            "xdp": _change(_xdp), "forward": _change(_forward)},
     "9p": _shared("9p", p9.OPTIONS),
     "balloon": {"memory": _memory},
     "crypto": {"encrypt": _encrypt},

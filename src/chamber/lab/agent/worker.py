@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ("serve",)
 
 _TERMINAL: Final = "/dev/tty2"
-_PATIENCE: Final = 0.02
+_PATIENCE: Final = 0.01
 """A silent device costs some milliseconds then."""
 _YIELDS: Final = 4
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
