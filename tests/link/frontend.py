@@ -81,8 +81,12 @@ class Frontend:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.socket.connect(str(path))  # before the time-out: without one, it waits while the backlog is full
+        except BaseException:
+            self.socket.close()
+            raise
         self.socket.settimeout(5)
-        self.socket.connect(str(path))
         self.memory_fd = os.memfd_create("guest")
         os.truncate(self.memory_fd, MEMORY)
         self.kick = os.eventfd(0)
