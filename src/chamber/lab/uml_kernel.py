@@ -57,6 +57,8 @@ _DRIVERS: Final = {
     DeviceType.PMEM: "virtio_pmem.ko",
 }
 """The module of each type's driver."""
+_BESIDE: Final = {DeviceType.VSOCK: "vsock_loopback.ko"}
+"""What a type's stimuli need beside its driver."""
 
 LOUD: Final = ("slub_debug=FZPU",)
 """Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
@@ -104,7 +106,7 @@ class UmlKernel:
 
     def for_device(self, device: DeviceType) -> UmlKernel:
         """Return the same without the drivers of other devices, which take their time to load."""
-        others = {module for kind, module in _DRIVERS.items() if kind is not device}
+        others = {module for part in (_DRIVERS, _BESIDE) for kind, module in part.items() if kind is not device}
         return replace(self, modules=tuple(module for module in self.modules if module.name not in others))
 
     @property

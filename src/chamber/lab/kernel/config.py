@@ -25,7 +25,7 @@ class KernelOptions:
         kasan: checks of every memory access (KASAN).
         ubsan: checks of array bounds, shifts and enumerations (UBSAN).
         coverage: counting of what the drivers execute.
-        lockdep: proof of lock order, checks of objects and of sleeping.
+        lockdep: proof of lock order, and checks of objects.
         smp: two processors, where user-mode-linux has them.
         time_travel: virtual time.
 
