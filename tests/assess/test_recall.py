@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,15 +54,14 @@ class Kernels:
         monkeypatch.setattr(recall, "build_kernel", self.build)
         monkeypatch.setattr(recall, "remove_built", lambda _kernel: self.removed.append("vulnerable"))
         monkeypatch.setattr(recall, "UmlTarget", self.target)
-        specs = [spec for spec in catalogue() if spec.name in {ATTACK, OTHER}]
-        monkeypatch.setattr(recall, "catalogue", lambda: specs)
 
 
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels, text: str = ROW) -> recall.Recall:
     kernels.install(monkeypatch)
     path = tmp_path / "truth.toml"
     path.write_text(text, encoding="utf-8")
-    return measure_recall(read_truth(path), KernelOptions(), jobs=1, tell=lambda _line: None,
+    specs = [spec for spec in catalogue() if spec.name in {ATTACK, OTHER}]
+    return measure_recall(read_truth(path), KernelOptions(), specs, jobs=1, tell=lambda _line: None,
                           on_row=lambda _row: None)
 
 
@@ -111,6 +111,29 @@ def test_a_guest_deceived_at_the_same_step_by_another_attack_is_a_find(tmp_path:
     assert measured(tmp_path, monkeypatch, kernels, text).rows[0].attacks == (ATTACK,)
 
 
+def test_a_second_sign_of_harm_is_a_find_where_both_kernels_take_wrong_data(tmp_path: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = harmed(Harm.WRONG_DATA, signature="wrong data taken: use: read")
+    warns = replace(wrong, evidence=[*wrong.evidence, *harmed(Harm.DENIAL, signature="WARNING f").evidence])
+    text = ROW + 'expected = ["denied"]\n'
+    (row,) = measured(tmp_path, monkeypatch, Kernels({ATTACK: wrong, OTHER: SERVED}, {ATTACK: warns, OTHER: SERVED}),
+                      text).rows
+    assert (row.attacks, row.signature) == ((ATTACK,), "WARNING f")
+    assert not measured(tmp_path, monkeypatch, Kernels({ATTACK: warns, OTHER: SERVED}, {ATTACK: warns, OTHER: SERVED}),
+                        text).rows[0].found
+
+
+def test_a_pattern_chooses_attacks_and_one_that_fits_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    Kernels({ATTACK: SERVED}, {ATTACK: BROKEN}).install(monkeypatch)
+    path = tmp_path / "truth.toml"
+    path.write_text(ROW, encoding="utf-8")
+    assert run(("bench", "recall", "--truth", str(path), "--attack", "blk-used-id-si?e")) == 0
+    assert "(1 attacks, blk-used-id-size)" in capsys.readouterr().out
+    assert run(("bench", "recall", "--truth", str(path), "--attack", "blq-*")) == 2
+    assert "no attack has a name like blq-*" in capsys.readouterr().err
+
+
 def test_a_kernel_that_cannot_be_built_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, TargetError("undo-one does not apply"))
     assert measured(tmp_path, monkeypatch, kernels).rows[0].reason == "undo-one does not apply"
@@ -128,7 +151,8 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, monkeypatc
     Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED}).install(monkeypatch)
     path, out = tmp_path / "truth.toml", tmp_path / "recall.json"
     path.write_text(ROW, encoding="utf-8")
-    assert run(("bench", "recall", "--truth", str(path), "--json", str(out))) == 0
+    assert run(("bench", "recall", "--truth", str(path), "--json", str(out), "--attack", ATTACK,
+                "--attack", OTHER)) == 0
     printed = capsys.readouterr().out
     assert "found   blk      one" in printed
     assert "Found 1 of 1 bugs, 1 of 1 that could be brought back; 0 false alarms." in printed

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from chamber.assess.engine import Outcome, run_plan
 from chamber.assess.plan import make_plan
 from chamber.assess.verdict import Verdict
-from chamber.attacks.catalogue import catalogue
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.source import find_source
 from chamber.lab.kernel.store import remove_built
@@ -21,8 +20,9 @@ from chamber.lab.uml import UmlTarget
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chamber.assess.result import Result
+    from chamber.assess.result import Result, Sign
     from chamber.assess.truth import KnownBug, OpenBug, Truth
+    from chamber.attacks.attack import AttackSpec
     from chamber.lab.kernel.config import KernelOptions
     from chamber.lab.kernel.edits import Edit
     from chamber.wire.virtio import DeviceType
@@ -88,14 +88,16 @@ class Recall:
 class _Bench:
     """Builds kernels and attacks them; a fixed kernel once for each device."""
 
-    def __init__(self, options: KernelOptions, jobs: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, options: KernelOptions, attacks: Sequence[AttackSpec], jobs: int,
+                 tell: Callable[[str], None]) -> None:
         self._options = options
+        self._attacks = attacks
         self._jobs = jobs
         self._tell = tell
         self._fixed: dict[tuple[str, DeviceType], Outcome] = {}
 
     def attack(self, source: str, device: DeviceType, edits: Sequence[Edit] = ()) -> Outcome:
-        """Attack a kernel with all there is for one device.
+        """Attack a kernel with all that was asked for and is for one device.
 
         Raises:
             TargetError: it can't be built.
@@ -105,9 +107,9 @@ class _Bench:
         kernel = build_kernel(find_source(source), self._options, edits, jobs=self._jobs)
         try:
             with closing(UmlTarget(kernel.binary)) as target:
-                plan = make_plan(target, [spec for spec in catalogue() if spec.device is device])
+                plan = make_plan(target, [spec for spec in self._attacks if spec.device is device])
                 if not plan.scenarios:
-                    raise TargetError(f"there is no attack on {device.short} of {target.kind}")
+                    raise TargetError(f"no attack that was asked for is one on {device.short} of {target.kind}")
                 outcome = run_plan(plan, jobs=self._jobs)
         finally:
             if edits:
@@ -136,38 +138,45 @@ class _Bench:
         hits = _difference(vulnerable.results, fixed.results, bug.expected)
         attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in vulnerable.results)
         reason = "" if hits else _why_missed(vulnerable.results, attacked=attacked)
-        return Row(bug, attacked, tuple(hit.attack.name for hit in hits), hits[0].signature if hits else "", reason,
+        return Row(bug, attacked, tuple(name for name, _ in hits), hits[0][1] if hits else "", reason,
                    time.monotonic() - begin)
 
     def alarms(self, known: Sequence[OpenBug]) -> list[Alarm]:
         """Return what fixed kernels showed and nobody expects of them."""
         found = []
         for (source, device), outcome in self._fixed.items():
-            found += [Alarm(source, device, result.attack.name, result.signature) for result in outcome.results
-                      if result.verdict in _ALARMING and not any(
-                          bug.device is device and bug.signature.search(result.signature) for bug in known)]
+            found += [Alarm(source, device, result.attack.name, sign.signature)
+                      for result in outcome.results for sign in result.signs
+                      if sign.verdict in _ALARMING and not any(
+                          bug.device is device and bug.signature.search(sign.signature) for bug in known)]
             found += [Alarm(source, device, "an honest device", baseline.fault) for baseline in outcome.baselines
                       if baseline.fault]
         return found
 
 
-def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result], expected: frozenset[Verdict]) -> list[Result]:
-    """Return what the one kernel shows, as expected, and the other does not show: neither there nor anywhere else.
+def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result],
+                expected: frozenset[Verdict]) -> list[tuple[str, str]]:
+    """Return attacks and signatures that the one kernel shows, as expected, and the other neither there nor elsewhere.
 
-    An attack that both kernels deny service at shows something if they do it in another way: one drops a packet, the
+    Every sign of harm counts, not only the worst: both kernels may take wrong data, and one of them warn besides. An
+    attack that both kernels deny service at shows something if they do it in another way: one drops a packet, the
     other stops at a BUG. What deceives a guest, or leaks, is told by the attack alone: the signature says no more than
     which step took wrong data, or that a secret was seen.
     """
-    before = {result.attack.name: _way(result) for result in fixed}
-    shown = {result.signature for result in fixed}
-    return [result for result in vulnerable if result.verdict in expected
-            and before.get(result.attack.name) != _way(result)
-            and (result.verdict in _UNPLACED or result.signature not in shown)]
+    before = {result.attack.name: {_way(sign) for sign in result.signs} for result in fixed}
+    shown = {sign.signature for result in fixed for sign in result.signs}
+    hits: dict[str, str] = {}
+    for result in vulnerable:
+        for sign in result.signs:
+            if (sign.verdict in expected and _way(sign) not in before.get(result.attack.name, ())
+                    and (sign.verdict in _UNPLACED or sign.signature not in shown)):
+                hits.setdefault(result.attack.name, sign.signature)
+    return list(hits.items())
 
 
-def _way(result: Result) -> tuple[Verdict, str]:
+def _way(sign: Sign) -> tuple[Verdict, str]:
     """Return a verdict, and for a denial what the signature begins with: BUG, WARNING, lockup, no answer."""
-    return result.verdict, re.split(r"[ :]", result.signature)[0] if result.verdict is Verdict.DENIED else ""
+    return sign.verdict, re.split(r"[ :]", sign.signature)[0] if sign.verdict is Verdict.DENIED else ""
 
 
 def _why_missed(results: Sequence[Result], *, attacked: bool) -> str:
@@ -176,10 +185,10 @@ def _why_missed(results: Sequence[Result], *, attacked: bool) -> str:
     return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
 
 
-def measure_recall(truth: Truth, options: KernelOptions, *, jobs: int, tell: Callable[[str], None],
-                   on_row: Callable[[Row], None]) -> Recall:
-    """Look for every bug of a file; Ctrl-C ends it with what is done."""
-    bench = _Bench(options, jobs, tell)
+def measure_recall(truth: Truth, options: KernelOptions, attacks: Sequence[AttackSpec], *, jobs: int,
+                   tell: Callable[[str], None], on_row: Callable[[Row], None]) -> Recall:
+    """Look for every bug of a file with these attacks; Ctrl-C ends it with what is done."""
+    bench = _Bench(options, attacks, jobs, tell)
     rows: list[Row] = []
     interrupted = False
     try:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from chamber.assess.printable import printable
-from chamber.assess.verdict import Verdict, baseline_fault, judge
+from chamber.assess.verdict import Verdict, baseline_fault, judge, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from chamber.assess.verdict import Judgement
     from chamber.attacks.attack import AttackSpec
     from chamber.lab.observation import Observation, Scenario
 
-__all__ = ("SEVERITY", "Baseline", "Finding", "Report", "Result", "column_name", "count", "group",
+__all__ = ("SEVERITY", "Baseline", "Finding", "Report", "Result", "Sign", "column_name", "count", "group",
            "make_baseline", "make_result", "replay_line", "scenario_name")
 
 SEVERITY: Final = (Verdict.BROKEN, Verdict.LEAKED, Verdict.DECEIVED, Verdict.DENIED, Verdict.INCONCLUSIVE, Verdict.HELD)
@@ -43,6 +44,14 @@ def column_name(target: str, profile: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Sign:
+    """One sign of harm: what it alone comes to, and what tells it from others."""
+
+    verdict: Verdict
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One attack on one target, judged. Every string in it is fit to be shown.
 
@@ -53,6 +62,7 @@ class Result:
         seed: what every random choice came from.
         verdict: what it came to.
         signature: tells findings apart; empty for what is none.
+        signs: all signs of harm, where the verdict is a finding.
         evidence: what the oracles saw.
         note: how it held, or why nothing can be said.
         strikes: what the attack did.
@@ -70,6 +80,7 @@ class Result:
     seed: int
     verdict: Verdict
     signature: str
+    signs: tuple[Sign, ...]
     evidence: str
     note: str
     strikes: tuple[str, ...]
@@ -188,8 +199,8 @@ def make_result(scenario: Scenario, observation: Observation, baseline: Observat
     keep = judgement.verdict.is_finding
     return Result(
         target, spec, scenario.profile, scenario.seed, judgement.verdict,
-        " ".join(printable(judgement.signature, _LINE_LIMIT).split()),
-        printable(judgement.evidence, _EVIDENCE_LIMIT), " ".join(printable(judgement.note, _LINE_LIMIT).split()),
+        _line(judgement.signature), _signs(observation, judgement) if keep else (),
+        printable(judgement.evidence, _EVIDENCE_LIMIT), _line(judgement.note),
         tuple(printable(s, _LINE_LIMIT) for s in observation.strikes[:200]),
         tuple(printable(r, _LINE_LIMIT) for r in observation.refusals[:200]),
         tuple(printable(line, _LINE_LIMIT) for line in observation.transcript) if keep else (),
@@ -197,9 +208,19 @@ def make_result(scenario: Scenario, observation: Observation, baseline: Observat
         observation.seconds, replay_line(target, spec.name, scenario.profile, scenario.seed, options))
 
 
+def _signs(observation: Observation, judgement: Judgement) -> tuple[Sign, ...]:
+    """List what oracles saw; stimuli that did not end are a sign as well."""
+    seen = [Sign(verdict_of(e.harm), _line(e.signature)) for e in observation.evidence]
+    return tuple(dict.fromkeys(seen or [Sign(judgement.verdict, _line(judgement.signature))]))
+
+
+def _line(text: str) -> str:
+    return " ".join(printable(text, _LINE_LIMIT).split())
+
+
 def make_baseline(scenario: Scenario, observation: Observation, *, target: str) -> Baseline:
     """Keep what a report says of an honest run."""
-    fault = " ".join(printable(baseline_fault(observation), _LINE_LIMIT).split())
+    fault = _line(baseline_fault(observation))
     return Baseline(target, scenario.device.short, scenario.stimuli, scenario.profile, scenario.seed, scenario.ring,
                     fault, observation.seconds)
 

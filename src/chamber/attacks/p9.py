@@ -16,6 +16,7 @@ from chamber.attacks.p9_replies import (
     Drop,
     Endless,
     Growing,
+    Long,
     Replay,
     Reply,
     Rollback,
@@ -106,6 +107,26 @@ _ERRORS: Final[tuple[_Row, ...]] = (
     _reply("error-text", _PAYLOAD, _MEMORY, "sends errors as text, as another dialect does", ANY,
            error(b"\xff\x7fno such file" + b"\0" * 8), _ALL, after=SESSION),
 )
+
+
+def _long(name: str, what: str, kind: MessageType, change: Callable[[bytes], bytes], stimuli: tuple[str, ...],
+          length: int) -> _Row:
+    return (f"long-{name}-{length}", _LENGTH, _MEMORY, f"{what}, and says twice that the reply has {length:,} bytes",
+            lambda: Long({kind}, change, length), stimuli)
+
+
+# Lengths about what a guest may have lent: the reply of a request that is not copied, a page, two, an msize and more.
+_LONG: Final[tuple[_Row, ...]] = tuple(
+    _long(name, what, kind, change, stimuli, length)
+    for name, what, kind, change, stimuli in (
+        ("walk", "returns 65,535 qids for a walk", _M.RWALK, put(_M.RWALK, "qids", 0xFFFF), _ALL),
+        ("link", "answers readlink with 65,535 bytes", _M.RREADLINK, put(_M.RREADLINK, "target", 0xFFFF), _LOOK),
+        ("read", "says that it read 2**20 bytes", _M.RREAD, put(_M.RREAD, "data", 1 << 20), _USE),
+        ("list", "lists 2**20 bytes of a directory", _M.RREADDIR, put(_M.RREADDIR, "data", 1 << 20), _USE),
+        ("read-error", "answers reads with an error of another dialect", _M.RREAD, typed(107), ("use", "modify")),
+        ("write-error", "answers writes with an error of another dialect", _M.RWRITE, typed(107), ("use", "modify")),
+        ("list-error", "answers lists with an error of another dialect", _M.RREADDIR, typed(107), _USE))
+    for length in (4097, 8203, 66000, 1 << 20))
 
 _SESSIONS: Final[tuple[_Row, ...]] = (
     *(_reply(f"msize-{name}", _LENGTH, _MEMORY, f"answers the version with msize {value}", _M.RVERSION,
@@ -295,7 +316,7 @@ _KNOWN: Final = {
 
 def p9_attacks() -> Iterator[AttackSpec]:
     """Attacks on the 9p protocol, which has no chapter in virtio: what a device is for is listed in 5."""
-    for rows in (_HEADERS, _ERRORS, _SESSIONS, _WALKS, _READS, _LISTS, _ATTRIBUTES, _LOCKS):
+    for rows in (_HEADERS, _ERRORS, _LONG, _SESSIONS, _WALKS, _READS, _LISTS, _ATTRIBUTES, _LOCKS):
         for what, surface, aim, summary, make, stimuli in rows:
             yield AttackSpec(f"9p-{what}", DeviceType.TRANSPORT_9P, surface, aim, "virtio 1.3, 5",
                              f"The device {summary}.", make, stimuli=stimuli,

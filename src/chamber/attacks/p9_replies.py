@@ -39,6 +39,7 @@ __all__ = (
     "Drop",
     "Endless",
     "Growing",
+    "Long",
     "Replay",
     "Reply",
     "Rollback",
@@ -132,6 +133,38 @@ class Claimed(Reply):
             return ((chain.head, length),)
         self._cut.discard(chain.head)
         return ((chain.head, chain.writable_size),)
+
+
+class Long(Reply):
+    """Changes replies, and says of them in header and used length alike that they are longer than what was written.
+
+    A guest that compares the two with each other alone believes it.
+
+    Args:
+        kinds: types of replies.
+        change: makes the reply from the honest one.
+        length: what to say.
+
+    """
+
+    def __init__(self, kinds: Iterable[MessageType], change: Callable[[bytes], bytes], length: int) -> None:
+        super().__init__(kinds, lambda data: resized(lambda _true: length)(change(data)))
+        self._length = length
+        self._long: set[int] = set()
+
+    def response(self, queue: DeviceQueue, chain: Chain, data: bytes) -> bytes:
+        """Change the reply, and its header."""
+        changed = super().response(queue, chain, data)
+        if changed != data:
+            self._long.add(chain.head)
+        return changed
+
+    def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:  # noqa: ARG002
+        """Say the same again."""
+        if chain.head not in self._long:
+            return ((chain.head, length),)
+        self._long.discard(chain.head)
+        return ((chain.head, self._length),)
 
 
 class Replay(Attack):

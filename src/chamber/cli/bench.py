@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ import click
 
 from chamber.assess.recall import Recall, Row, measure_recall
 from chamber.assess.truth import read_truth
+from chamber.attacks.catalogue import catalogue
 from chamber.lab.kernel.config import KernelOptions
 
 if TYPE_CHECKING:
     from chamber.assess.truth import Truth
+    from chamber.attacks.attack import AttackSpec
 
 __all__ = ("KNOWN_BUGS", "bench")
 
@@ -32,18 +35,22 @@ def bench() -> None:
               help="File of known bugs. Default: Chamber's own.")
 @click.option("--source", help="Kernel tree, or series, to bring all of them back in, instead of what each row names.")
 @click.option("--bug", "ids", multiple=True, help="Only this bug; may be repeated.")
+@click.option("--attack", "patterns", multiple=True, metavar="PATTERN",
+              help="Only attacks with such a name, with * and ?; may be repeated. Default: all.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the result there as well.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, help="Default: (processors).")
-def recall(path: Path, source: str | None, ids: tuple[str, ...], out: Path | None, jobs: int) -> int:
+def recall(path: Path, source: str | None, ids: tuple[str, ...], patterns: tuple[str, ...], out: Path | None,
+           jobs: int) -> int:
     """Bring known bugs back, one at a time, and count those that the attacks show.
 
     Each is undone in a kernel that has the fix, and both kernels are attacked: found is what the one shows and the
     other does not. What a fixed kernel shows and the file does not call open is a false alarm.
     """
     truth = _chosen(read_truth(path, source), ids)
+    attacks = _matching(patterns)
     if out is not None:
         _writable(out)
-    result = measure_recall(truth, KernelOptions(), jobs=jobs,
+    result = measure_recall(truth, KernelOptions(), attacks, jobs=jobs,
                             tell=lambda line: click.echo(line, err=True), on_row=_print_row)
     back = sum(row.brought_back for row in result.rows)
     click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {back} that could be "
@@ -61,6 +68,13 @@ def _chosen(truth: Truth, ids: tuple[str, ...]) -> Truth:
         if name not in known:
             raise click.BadParameter(f"{name} is none of {', '.join(known)}", param_hint="--bug")
     return replace(truth, bugs=tuple(bug for bug in truth.bugs if not ids or bug.id in ids))
+
+
+def _matching(patterns: tuple[str, ...]) -> list[AttackSpec]:
+    for pattern in patterns:
+        if not any(fnmatchcase(spec.name, pattern) for spec in catalogue()):
+            raise click.BadParameter(f"no attack has a name like {pattern}", param_hint="--attack")
+    return [spec for spec in catalogue() if not patterns or any(fnmatchcase(spec.name, p) for p in patterns)]
 
 
 def _writable(path: Path) -> None:
