@@ -73,6 +73,11 @@ def test_a_red_zone_is_named_by_who_allocated_the_object() -> None:
     assert evidence.signature == "slab Right Redzone overwritten kmalloc-512: object of virtnet_probe"
 
 
+def test_a_process_killed_for_want_of_memory_is_denial() -> None:
+    [evidence] = judge_console("Out of memory: Killed process 33 (python3.11) total-vm:38112kB, anon-rss:18444kB\n")
+    assert (evidence.harm, evidence.signature) == (Harm.DENIAL, "out of memory Killed process")
+
+
 def test_a_warning_is_denial() -> None:
     [evidence] = judge_console(WARNING)
     assert evidence.harm is Harm.DENIAL

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.lifecycle import RemovalCompletion, RemovalGarbage
 from chamber.attacks.notification import EarlyInterrupt, RemovalInterrupt
-from chamber.attacks.vsock_packet import FILL, Events, Inject, Packet, Pieces, Rewrite, Silence, answer
+from chamber.attacks.vsock_packet import FILL, Events, Hoard, Inject, Packet, Pieces, Rewrite, Silence, answer
 from chamber.wire.virtio import DeviceType
 from chamber.wire.vsock import HDR_SIZE, HOST_CID, Header, SeqFlag, ShutdownFlag, VsockOp, VsockType
 
@@ -333,6 +333,17 @@ _KNOWN: Final = {
     "rst-after-close": "CVE-2025-21669, vsock/virtio: discard packets if the transport changes",
 }
 
+# What only a guest meets that sends as fast as it may and reads nothing.
+_FLOOD: Final = (
+    ("hoard-wild", "5.10.6.3", "says that it has 2**32 - 1 bytes of space, and keeps all buffers",
+     lambda: Hoard(_WILD)),
+    ("hoard-shrinks", "5.10.6.3", "has less space than what is on its way, and keeps all buffers",
+     lambda: Hoard(1)),
+    ("unread-bytes", "5.10.6.3", "sends 60,000 messages of one byte that nobody reads", _bytes()),
+    ("unread-nothing", "5.10.6", "sends 60,000 packets of data without data that nobody reads",
+     lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW)] * 60000, times=1, retries=1500)),
+)
+
 
 def vsock_attacks() -> Iterator[AttackSpec]:
     """Attacks on the socket device's protocol."""
@@ -340,6 +351,9 @@ def vsock_attacks() -> Iterator[AttackSpec]:
             *_LENGTHS, *_NAMES, *_STATES, *_CREDIT, *_MESSAGES, *_CONTENT, *_EVENTS):
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, aim, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=stimuli, known=_KNOWN.get(what, ""))
+    for what, spec, summary, make in _FLOOD:
+        yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, Surface.PAYLOAD, Aim.DENIAL, f"virtio 1.3, {spec}",
+                         f"The device {summary}.", make, stimuli=("flood",), targets=frozenset({"uml"}))
     for what, surface, spec, summary, make in _SUSPEND:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.MEMORY, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=("use", "suspend", "many"),

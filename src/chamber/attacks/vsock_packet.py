@@ -183,6 +183,28 @@ class Inject(Attack):
         self.strike(f"{packet.header.brief}; {len(packet.data)} bytes behind it, used.len {claim}")
 
 
+class Hoard(Inject):
+    """Says what space it has for data, and keeps every buffer with data that the guest sends: what is on its way stays.
+
+    Args:
+        buf_alloc: the space that it says.
+
+    """
+
+    def __init__(self, buf_alloc: int) -> None:
+        # One byte is forwarded, and never more: the rest stays on its way.
+        super().__init__(VsockOp.RW, lambda heard: [
+            answer(heard, VsockOp.CREDIT_UPDATE, buf_alloc=buf_alloc, fwd_cnt=1)])
+
+    def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
+        """Keep data."""
+        super().popped(queue, chain)
+        if self.device.queue_role(queue.index) != "tx":
+            return True
+        raw = chain.read(0, HDR_SIZE)
+        return len(raw) != HDR_SIZE or Header.parse(raw).op != VsockOp.RW
+
+
 class Pieces(Attack):
     """Cuts all data in small packets: legal, and seldom seen by drivers.
 

@@ -56,6 +56,7 @@ _SIGNS: Final = (
     _sign(r"soft lockup|self-detected stall|detected stalls", Harm.DENIAL, "lockup"),
     _sign(r"unregister_netdevice: waiting", Harm.DENIAL, "reference to a removed interface"),
     _sign(r"irq \d+: nobody cared", Harm.DENIAL, "interrupt that nobody handles"),
+    _sign(r"Out of memory: (?P<what>Killed process)", Harm.DENIAL, "out of memory"),
     _sign(r"Kernel panic - not syncing: (?P<what>.+)", Harm.DENIAL, "panic"),
 )
 """In the order of their weight: the first that matches a line names it."""

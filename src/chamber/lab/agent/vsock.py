@@ -31,9 +31,13 @@ _NOBODY: Final = 9999
 _TIMEOUT: Final = 0.4
 _GREETING: Final = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(3000))
 """What the host says first when it calls (`chamber.device.vsock_service`)."""
+_BACKLOG: Final = 8
 _MANY: Final = 20
 _PAUSE: Final = 0.03
-"""Seconds to be there still for what a host says a moment after an event."""
+"""Seconds to be there still for what a host says a moment after an event or a call."""
+_FLOOD: Final = 0.4
+"""Seconds to send for."""
+_PART: Final = 60000
 _GET_LOCAL_CID: Final = 0x7B9
 _KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
 
@@ -169,12 +173,12 @@ def inspect(virtio: str, report: Report) -> None:
 def listen_for_calls(listener: socket.socket) -> None:
     """Wait where the host calls."""
     listener.bind((socket.VMADDR_CID_ANY, _CALL))
-    listener.listen(8)
+    listener.listen(_BACKLOG)
     listener.settimeout(patient(_TIMEOUT))
 
 
 def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
-    """Have the host call, several times before anybody accepts."""
+    """Have the host call, several times before anybody accepts, and once more after that."""
     for name, kind in _KINDS:
         with report.step(f"listen for a {name} socket"), socket.socket(socket.AF_VSOCK, kind) as listener:
             listen_for_calls(listener)
@@ -183,15 +187,35 @@ def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature
             for turn in range(2):
                 if not report.attempt(f"call {turn + 1} by {name}", answer, listener):
                     break
+            else:
+                time.sleep(patient(_PAUSE))
+                report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
+                report.attempt(f"a later call by {name}", _answer_host, listener)
+
+
+def _answer_host(listener: socket.socket) -> None:
+    """Answer the host, whoever else called before it: the kernel takes one call more than the backlog says."""
+    for _ in range(_BACKLOG + 2):
+        sock, (cid, _) = listener.accept()
+        if cid == _HOST:
+            _hear(sock)
+            return
+        sock.close()
+    raise Silence("the host did not call")
 
 
 def answer(listener: socket.socket) -> None:
     """Accept a call of the host's, hear its greeting and send it back the other way round."""
     sock, (cid, _) = listener.accept()
+    if cid != _HOST:
+        sock.close()
+        raise WrongData(f"a call from context id {cid}")
+    _hear(sock)
+
+
+def _hear(sock: socket.socket) -> None:
     with sock:
         sock.settimeout(patient(_TIMEOUT))
-        if cid != _HOST:
-            raise WrongData(f"a call from context id {cid}")
         got = _receive(sock, len(_GREETING)) if sock.type == socket.SOCK_STREAM else sock.recv(len(_GREETING) + 1)
         if not got:
             raise OSError(104, "the connection ended")
@@ -224,6 +248,25 @@ def _echo_all(sockets: list[socket.socket], data: list[bytes]) -> None:
             raise WrongData(f"{len(part)} bytes came back changed")
 
 
+def flood(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
+    """Send as much as the host says that it has space for, for a while, and read nothing of what it sends."""
+    for name, kind in _KINDS:
+        with report.step(f"send by a {name} socket all that is taken"), connect(kind) as sock:
+            _press(sock)
+    with report.step("stream after that"), connect(socket.SOCK_STREAM) as sock:
+        echo(sock, b"again")
+
+
+def _press(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    end = time.monotonic() + _FLOOD
+    while time.monotonic() < end:
+        try:
+            sock.send(bytes(_PART))
+        except BlockingIOError:
+            select.select([], [sock], [], _PAUSE)
+
+
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
-    "use": use, "inspect": inspect, "listen": listen, "many": many,
+    "use": use, "inspect": inspect, "listen": listen, "many": many, "flood": flood,
 }
