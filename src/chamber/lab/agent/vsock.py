@@ -35,7 +35,7 @@ _BACKLOG: Final = 8
 _MANY: Final = 20
 _PAUSE: Final = 0.03
 """Seconds to be there still for what a host says a moment after an event or a call."""
-_FLOOD: Final = 0.4
+_FLOOD: Final = 0.8
 """Seconds to send for."""
 _PART: Final = 60000
 _GET_LOCAL_CID: Final = 0x7B9
@@ -178,7 +178,7 @@ def listen_for_calls(listener: socket.socket) -> None:
 
 
 def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
-    """Have the host call, several times before anybody accepts, and once more after that."""
+    """Have the host call, several times before anybody accepts; after that, as often as may wait at once."""
     for name, kind in _KINDS:
         with report.step(f"listen for a {name} socket"), socket.socket(socket.AF_VSOCK, kind) as listener:
             listen_for_calls(listener)
@@ -189,8 +189,11 @@ def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature
                     break
             else:
                 time.sleep(patient(_PAUSE))
-                report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
-                report.attempt(f"a later call by {name}", _answer_host, listener)
+                for _ in range(_BACKLOG):
+                    report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
+                for turn in range(_BACKLOG):
+                    if not report.attempt(f"later call {turn + 1} by {name}", _answer_host, listener):
+                        break
 
 
 def _answer_host(listener: socket.socket) -> None:
