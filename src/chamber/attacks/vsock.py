@@ -344,6 +344,16 @@ _FLOOD: Final = (
      lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW)] * 60000, times=1, retries=1500)),
 )
 
+# What only a guest meets that has connections to itself, by ports that a host can guess.
+_LOCAL: Final = tuple(
+    (f"local-{name}", Surface.CONTENT, "5.10.4", f"{what} in the name of the guest itself",
+     _on(_OP.REQUEST, *((op, data, {"src_cid": 1, "src_port": there, "dst_port": here, "flags": flags})
+                        for there, here in ((5000, 1100), (1100, 5000)))))
+    for name, what, op, data, flags in (
+        ("data", "sends data", _OP.RW, b"data of the host's", 0),
+        ("shutdown", "ends connections", _OP.SHUTDOWN, b"", 3),
+        ("reset", "resets connections", _OP.RST, b"", 0)))
+
 
 def vsock_attacks() -> Iterator[AttackSpec]:
     """Attacks on the socket device's protocol."""
@@ -351,6 +361,9 @@ def vsock_attacks() -> Iterator[AttackSpec]:
             *_LENGTHS, *_NAMES, *_STATES, *_CREDIT, *_MESSAGES, *_CONTENT, *_EVENTS):
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, aim, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=stimuli, known=_KNOWN.get(what, ""))
+    for what, surface, spec, summary, make in _LOCAL:
+        yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.DECEPTION, f"virtio 1.3, {spec}",
+                         f"The device {summary}.", make, stimuli=("local",), targets=frozenset({"uml"}))
     for what, spec, summary, make in _FLOOD:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, Surface.PAYLOAD, Aim.DENIAL, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=("flood",), targets=frozenset({"uml"}))

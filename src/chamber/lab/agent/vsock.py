@@ -27,6 +27,9 @@ __all__ = ("STIMULI", "answer", "connect", "echo", "listen_for_calls")
 _HOST: Final = 2
 _ECHO: Final = 7
 _CALL: Final = 5000
+_LOCAL: Final = 1
+_SERVICE: Final = 1100
+"""Port of the guest's own that one end of its connection to itself has."""
 _NOBODY: Final = 9999
 _TIMEOUT: Final = 0.4
 _GREETING: Final = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(3000))
@@ -260,6 +263,35 @@ def flood(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature 
         echo(sock, b"again")
 
 
+def local(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+    """Connect to the guest itself, by ports that anybody can guess, and to the host at the same time."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener, \
+            socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+        listen_for_calls(listener)
+        client.bind((socket.VMADDR_CID_ANY, _SERVICE))
+        client.settimeout(patient(_TIMEOUT))
+        try:
+            client.connect((_LOCAL, _CALL))
+        except OSError:
+            # Without vsock_loopback the kernel asks the host for it.
+            report.note("no connections of the guest to itself: this kernel has no vsock_loopback")
+            return
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(patient(_TIMEOUT))
+            with report.step("a connection to the host"), connect(socket.SOCK_STREAM) as sock:
+                echo(sock, b"to the host")
+            time.sleep(patient(_PAUSE))
+            for here, there, data in ((client, server, b"to the server"), (server, client, b"to the client")):
+                report.attempt(data.decode(), _hand_over, here, there, data)
+
+
+def _hand_over(here: socket.socket, there: socket.socket, data: bytes) -> None:
+    here.sendall(data)
+    if _receive(there, len(data)) != data:
+        raise WrongData("what came on a connection of the guest to itself")
+
+
 def _press(sock: socket.socket) -> None:
     sock.setblocking(False)
     end = time.monotonic() + _FLOOD
@@ -271,5 +303,5 @@ def _press(sock: socket.socket) -> None:
 
 
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
-    "use": use, "inspect": inspect, "listen": listen, "many": many, "flood": flood,
+    "use": use, "inspect": inspect, "listen": listen, "many": many, "flood": flood, "local": local,
 }
