@@ -16,7 +16,7 @@ from chamber.lab.model_stimuli import STIMULI as MODEL
 if TYPE_CHECKING:
     from chamber.wire.virtio import DeviceType
 
-STIMULI = {"use", "inspect", "rebind", "reset", "shutdown", "suspend", "flood", "local",
+STIMULI = {"use", "inspect", "rebind", "reset", "shutdown", "suspend", "flood", "hold", "local",
            *(name for own in MODEL.values() for name in own)}
 
 

@@ -32,7 +32,7 @@ STIMULI = {
     DeviceType.NET: ("use", "inspect", "configure", "forward", "xdp", "rebind", "suspend"),
     DeviceType.CONSOLE: ("use", "inspect", "hotplug", "hangup", "rebind", "suspend"),
     DeviceType.SCSI: ("use", "inspect", "discard", "hotplug", "resize", "rebind", "suspend"),
-    DeviceType.VSOCK: ("use", "inspect", "listen", "many", "flood", "local", "rebind", "suspend"),
+    DeviceType.VSOCK: ("use", "inspect", "listen", "many", "flood", "hold", "local", "rebind", "suspend"),
 }
 ALL = [(device, stimulus) for device, stimuli in STIMULI.items() for stimulus in stimuli]
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chamber.attacks.lifecycle import QueueRefused
 from chamber.device.catalogue import make_device
 from chamber.link.channel import Channel, Gone
 from chamber.link.eventloop import EventLoop
@@ -113,6 +114,21 @@ def test_without_protocol_features_rings_are_enabled_by_set_features(path: Path)
                                                   USER + 0x1000 + layout.avail_offset, 0))
         front.send(R.SET_VRING_KICK, U64(0), (front.kick,))
         front.wait_used(1)
+
+
+def test_a_queue_that_is_refused_is_told_so_and_never_served(path: Path) -> None:
+    attack = QueueRefused(0)
+    with Served(make_device(DeviceType.BLOCK, hooks=attack), path), Frontend(path) as front:
+        front.setup()
+        layout = SplitLayout(16)
+        address = VringAddress(0, 0, USER + 0x1000, USER + 0x1000 + layout.used_offset,
+                               USER + 0x1000 + layout.avail_offset, 0)
+        assert front.acked(R.SET_VRING_ADDR, address) == 1
+        read_sector(front, 0)
+        os.eventfd_write(front.kick, 1)
+        front.sync()
+        assert front.used() == 0
+    assert set(attack.strikes) == {"queue 0 can't be set up"}
 
 
 def test_a_stopped_ring_is_left_alone_and_goes_on_where_it_was(path: Path) -> None:

@@ -21,6 +21,7 @@ __all__ = ("lifecycle_attacks",)
 
 _PAGE: Final = 4096
 _MODEL: Final = frozenset({"model"})
+_UML: Final = frozenset({"uml"})
 _BOTH: Final = frozenset({"model", "uml"})
 
 
@@ -247,6 +248,26 @@ class Scanner(Attack):
             self.strike(f"queue {queue.index}: 32 bytes behind chain {chain.head} overwritten")
 
 
+class QueueRefused(Attack):
+    """Fails the set-up of queues: the driver has to undo half a probe.
+
+    Args:
+        first: the first queue to fail; those behind it fail as well.
+
+    """
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self._first = first
+
+    def queue_refused(self, index: int) -> bool:
+        """Refuse."""
+        if index < self._first:
+            return False
+        self.strike(f"queue {index} can't be set up")
+        return True
+
+
 Kind = tuple[str, Surface, Aim, str, str, "Callable[[], Attack]", tuple[str, ...], frozenset[str]]
 
 _KINDS: Final[tuple[Kind, ...]] = (
@@ -268,6 +289,10 @@ _KINDS: Final[tuple[Kind, ...]] = (
     ("removal-garbage", Surface.LIFECYCLE, Aim.MEMORY, "2.4.1",
      "fills the used ring while the driver takes it back",
      RemovalGarbage, ("use", "rebind"), _BOTH),
+    ("queue-refused", Surface.LIFECYCLE, Aim.MEMORY, "4.2.3.2", "refuses to have a queue",
+     lambda: QueueRefused(0), ("use", "rebind"), _UML),
+    ("queue-refused-later", Surface.LIFECYCLE, Aim.MEMORY, "4.2.3.2", "refuses to have all queues but the first",
+     lambda: QueueRefused(1), ("use", "rebind"), _UML),
     ("payload-rewritten", Surface.PAYLOAD, Aim.DECEPTION, "2.7.8.2",
      "rewrites buffers right after it completed them",
      lambda: Rewriter(on_read=False), ("use",), _MODEL),
@@ -293,6 +318,8 @@ _KNOWN: Final = {
 
 
 _POINTLESS: Final = {
+    *((device, "queue-refused-later") for device in (DeviceType.RNG, DeviceType.BLOCK, DeviceType.PMEM,
+                                                     DeviceType.TRANSPORT_9P)),  # have one queue
     (DeviceType.RNG, "readable-overwritten"),  # its requests have nothing to read
     (DeviceType.BALLOON, "payload-double-fetch"),  # and this one's answers nothing that is looked at
 }

@@ -333,15 +333,15 @@ _KNOWN: Final = {
     "rst-after-close": "CVE-2025-21669, vsock/virtio: discard packets if the transport changes",
 }
 
-# What only a guest meets that sends as fast as it may and reads nothing.
+# What only a guest meets that sends as fast as it may, or reads nothing.
 _FLOOD: Final = (
     ("hoard-wild", "5.10.6.3", "says that it has 2**32 - 1 bytes of space, and keeps all buffers",
-     lambda: Hoard(_WILD)),
+     lambda: Hoard(_WILD), "flood"),
     ("hoard-shrinks", "5.10.6.3", "has less space than what is on its way, and keeps all buffers",
-     lambda: Hoard(1)),
-    ("unread-bytes", "5.10.6.3", "sends 60,000 messages of one byte that nobody reads", _bytes()),
-    ("unread-nothing", "5.10.6", "sends 60,000 packets of data without data that nobody reads",
-     lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW)] * 60000, times=1, retries=1500)),
+     lambda: Hoard(1), "flood"),
+    ("unread-bytes", "5.10.6.3", "sends 60,000 messages of one byte that nobody reads", _bytes(), "hold"),
+    ("unread-nothing", "5.10.6", "sends 60,000 messages of no bytes that nobody reads",
+     lambda: Inject(_OP.RW, lambda h: [answer(h, _OP.RW, flags=SeqFlag.EOM)] * 60000, times=1, retries=1500), "hold"),
 )
 
 # What only a guest meets that has connections to itself, by ports that a host can guess.
@@ -364,9 +364,9 @@ def vsock_attacks() -> Iterator[AttackSpec]:
     for what, surface, spec, summary, make in _LOCAL:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.DECEPTION, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=("local",), targets=frozenset({"uml"}))
-    for what, spec, summary, make in _FLOOD:
+    for what, spec, summary, make, stimulus in _FLOOD:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, Surface.PAYLOAD, Aim.DENIAL, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=("flood",), targets=frozenset({"uml"}))
+                         f"The device {summary}.", make, stimuli=(stimulus,), targets=frozenset({"uml"}))
     for what, surface, spec, summary, make in _SUSPEND:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.MEMORY, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=("use", "suspend", "many"),

@@ -69,6 +69,10 @@ class Device(ABC):
         """Feature bits shown to the driver."""
         return self._offered if self.hooks is None else self.hooks.features(self._offered)
 
+    def refuses_queue(self, index: int) -> bool:
+        """Whether the set-up of a queue is to fail, as no honest device has it."""
+        return self.hooks is not None and self.hooks.queue_refused(index)
+
     def accept_features(self, features: int) -> bool:
         """Take the driver's choice; False if it took a bit that was not offered (virtio 1.3, 2.2.2, 3.1.1)."""
         fine = not features & ~self.offered_features()

@@ -50,6 +50,10 @@ class Hooks:
     def config_written(self, offset: int, data: bytes) -> None:
         """The driver wrote configuration space."""
 
+    def queue_refused(self, index: int) -> bool:  # noqa: ARG002 - for overriding
+        """Return whether to fail the set-up of a queue. Of the transports vhost-user alone has an answer to it."""
+        return False
+
     def queue_started(self, queue: DeviceQueue) -> None:
         """The driver set a queue up. It is not ready: DRIVER_OK comes later, and over vhost-user not at all."""
 

@@ -77,6 +77,7 @@ class Servable(Protocol):
         ...
 
     def offered_features(self) -> int: ...  # noqa: D102 - as in Device, like all below
+    def refuses_queue(self, index: int) -> bool: ...  # noqa: D102
     def accept_features(self, features: int) -> bool: ...  # noqa: D102
     def read_config(self, offset: int, size: int) -> bytes: ...  # noqa: D102
     def write_config(self, offset: int, data: bytes) -> None: ...  # noqa: D102
@@ -90,6 +91,10 @@ class Servable(Protocol):
     def close(self) -> None: ...  # noqa: D102
     def pollable(self) -> dict[int, Callable[[], None]]: ...  # noqa: D102
     def log(self, line: str) -> None: ...  # noqa: D102
+
+
+class _Refused(Exception):
+    """The device does not take a message that is fine."""
 
 
 class _Vring:
@@ -234,6 +239,11 @@ class Session:
             self._trace(f"{request.name} {payload}")
         try:
             reply = handler(payload, message)
+        except _Refused:
+            # Where nobody asked for an answer the queue is just never started.
+            if self._needs_ack(header.flags):
+                self._channel.send(request, U64(1), REPLY)
+            return
         except DmaFault as error:
             if kind.reply is None and self._needs_ack(header.flags):
                 self.device.log(f"front end: {request.name}: {error}")
@@ -395,6 +405,8 @@ class Session:
         assert isinstance(payload, VringAddress)
         vring = self._vring(payload.index)
         self._stop(vring)
+        if self.device.refuses_queue(payload.index):
+            raise _Refused
         vring.address = payload
         self._update(vring)
 

@@ -41,6 +41,8 @@ _PAUSE: Final = 0.03
 _FLOOD: Final = 0.8
 """Seconds to send for."""
 _PART: Final = 60000
+_HELD: Final = 2.5
+"""Seconds to leave unread what comes."""
 _GET_LOCAL_CID: Final = 0x7B9
 _KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
 
@@ -263,6 +265,15 @@ def flood(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature 
         echo(sock, b"again")
 
 
+def hold(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+    """Leave unread for a while what comes on a connection, then go on."""
+    with report.step("a connection that is not read"), connect(socket.SOCK_SEQPACKET) as sock:
+        sock.sendall(b"?")
+        time.sleep(patient(_HELD))
+    with report.step("stream after that"), connect(socket.SOCK_STREAM) as sock:
+        echo(sock, b"again")
+
+
 def local(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
     """Connect to the guest itself, by ports that anybody can guess, and to the host at the same time."""
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener, \
@@ -303,5 +314,5 @@ def _press(sock: socket.socket) -> None:
 
 
 STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
-    "use": use, "inspect": inspect, "listen": listen, "many": many, "flood": flood, "local": local,
+    "use": use, "inspect": inspect, "listen": listen, "many": many, "flood": flood, "hold": hold, "local": local,
 }
