@@ -192,6 +192,8 @@ class Driver:
         for index in range(device.queue_count if queues is None else queues):
             queue = make(self.memory, self.place(make.room(size)), size)
             self.queues.append(queue)
+            # Asked for as a transport does it; this driver looks at no answer.
+            device.refuses_queue(index)
             device.start_queue(index, self.memory, size=size, interrupt=queue.interrupted, **queue.areas)
 
     def reset_queue(self, index: int) -> None:

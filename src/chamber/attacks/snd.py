@@ -116,6 +116,8 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("status-unknown", _P, _D, "5.14.6", "answers with status 0", _reply((), _status(0))),
     ("status-request", _P, _D, "5.14.6", "answers with the code of a request", _reply((), _status(_C.PCM_START))),
     ("status-refused", _P, _N, "5.14.6", "refuses every request", _reply((), lambda _r: HDR.pack(SndStatus.IO_ERR))),
+    *((f"refused-{code.name.lower().replace('_', '-')}", _P, _M, "5.14.6", f"refuses {code.name} alone",
+       _reply((code,), lambda _r: HDR.pack(SndStatus.IO_ERR))) for code in (*_INFOS, _C.CTL_ENUM_ITEMS)),
     ("status-not-supported", _P, _N, "5.14.6.6", "supports no request of a stream",
      _reply(_STREAM, lambda _r: HDR.pack(SndStatus.NOT_SUPP))),
     ("status-bad-message", _P, _N, "5.14.6.6", "takes requests of a stream for bad ones",
