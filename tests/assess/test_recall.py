@@ -91,6 +91,28 @@ def test_a_bug_that_the_file_calls_open_is_no_alarm(tmp_path: Path, monkeypatch:
     assert measured(tmp_path, monkeypatch, kernels, text).alarms == ()
 
 
+def test_what_follows_on_corrupt_memory_of_the_fixed_kernel_is_no_find(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = replace(BROKEN, evidence=[*BROKEN.evidence, *harmed(Harm.DENIAL, signature="null pointer: g").evidence])
+    kernels = Kernels({ATTACK: BROKEN, OTHER: SERVED}, {ATTACK: worse, OTHER: SERVED})
+    text = ROW + 'expected = ["broken", "denied"]\n'
+    assert not measured(tmp_path, monkeypatch, kernels, text).rows[0].found
+
+
+def test_what_the_file_calls_open_is_no_find_where_the_fixed_kernel_did_not_show_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    text = ROW + f'[[open]]\ndriver = "blk"\nattack = "{ATTACK}"\nreason = "not fixed"\n'
+    assert not measured(tmp_path, monkeypatch, kernels, text).rows[0].found
+
+
+def test_an_attack_that_the_file_calls_open_is_no_alarm_whatever_it_shows(tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: BROKEN, OTHER: BROKEN}, {ATTACK: BROKEN, OTHER: BROKEN})
+    text = ROW + f'[[open]]\ndriver = "blk"\nattack = "{ATTACK}"\nreason = "not fixed"\n'
+    assert [alarm.attack for alarm in measured(tmp_path, monkeypatch, kernels, text).alarms] == [OTHER]
+
+
 def test_a_denial_is_no_find_where_a_broken_guest_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: harmed(Harm.DENIAL), OTHER: SERVED})
     assert not measured(tmp_path, monkeypatch, kernels).rows[0].found

@@ -57,13 +57,20 @@ class OpenBug:
     Attributes:
         device: the driver.
         signature: a pattern for the finding's signature.
+        attack: a pattern for the whole name of the attack: what follows on corrupt memory has many signatures.
         reason: what it is.
 
     """
 
     device: DeviceType
     signature: re.Pattern[str]
+    attack: re.Pattern[str]
     reason: str
+
+    def explains(self, device: DeviceType, attack: str, signature: str) -> bool:
+        """Whether a finding is this."""
+        return (self.device is device and self.attack.fullmatch(attack) is not None
+                and self.signature.search(signature) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +149,15 @@ def _bug(path: Path, number: int, row: dict[str, Any], source: str | None) -> Kn
 
 def _open(path: Path, number: int, row: dict[str, Any]) -> OpenBug:
     where = f"{path}: open {number}"
+    if not row.keys() & {"signature", "attack"}:
+        raise TargetError(f"{where}: neither signature nor attack says what it is")
+    return OpenBug(_device(where, row), _pattern(where, row, "signature"), _pattern(where, row, "attack"),
+                   _word(where, row, "reason"))
+
+
+def _pattern(where: str, row: dict[str, Any], key: str) -> re.Pattern[str]:
+    """Return the pattern of a field; one that is left out fits everything."""
     try:
-        signature = re.compile(_word(where, row, "signature"))
+        return re.compile(_word(where, row, key, ".*"))
     except re.error as error:
-        raise TargetError(f"{where}: signature: {error}") from None
-    return OpenBug(_device(where, row), signature, _word(where, row, "reason"))
+        raise TargetError(f"{where}: {key}: {error}") from None
