@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
+    from chamber.device.virtio_pci import VirtioPci
 
 __all__ = ("Hooks",)
 
@@ -84,6 +85,30 @@ class Hooks:
 
     def queue_stopping(self, queue: DeviceQueue) -> None:
         """The driver takes a queue back; it may still be touched during this call, and never after it."""
+
+    # Over PCI alone.
+
+    def config_space(self, function: VirtioPci, offset: int, data: bytes) -> bytes:  # noqa: ARG002 - for overriding
+        """Return what a read of PCI configuration space gets instead of `data`, which is as long as was asked for."""
+        return data
+
+    def config_space_written(self, function: VirtioPci, offset: int, data: bytes) -> bool:  # noqa: ARG002
+        """The guest writes PCI configuration space. Return False to have it be lost."""
+        return True
+
+    def register(self, function: VirtioPci, bar: int, offset: int, data: bytes) -> bytes:  # noqa: ARG002
+        """Return what a read of a BAR gets instead of `data`, which is as long as was asked for."""
+        return data
+
+    def register_written(self, function: VirtioPci, bar: int, offset: int, data: bytes) -> bool:  # noqa: ARG002
+        """The guest writes a BAR. Return False to have it be lost."""
+        return True
+
+    def vectors(self, function: VirtioPci, vector: int) -> Iterable[int]:  # noqa: ARG002
+        """Return the MSI-X vectors to raise instead of `vector`."""
+        return (vector,)
+
+    # Whoever it is over.
 
     def logged(self, line: str) -> None:
         """The device added a line to its transcript."""

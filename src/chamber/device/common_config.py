@@ -1,0 +1,195 @@
+"""The common configuration structure of a virtio PCI function (virtio 1.4, 4.1.4.3): features, status, queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chamber.wire.errors import DmaFault
+from chamber.wire.packed import PackedLayout
+from chamber.wire.split import SplitLayout
+from chamber.wire.virtio import Feature, Status
+from chamber.wire.virtio_pci import COMMON, NO_VECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chamber.device.base import Device
+    from chamber.platform.dma import Dma
+
+__all__ = ("CommonConfig",)
+
+_WORD: Final = 0xFFFFFFFF
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What the driver wrote about a queue."""
+
+    size: int
+    vector: int = NO_VECTOR
+    enabled: bool = False
+    desc: int = 0
+    driver: int = 0
+    device: int = 0
+
+
+class CommonConfig:
+    """The registers (implements `chamber.platform.pci.Registers`).
+
+    Args:
+        device: the device.
+        memory: gives guest memory, when a queue is enabled.
+        interrupt: raises the interrupt of a queue.
+
+    """
+
+    size: Final = COMMON.size
+
+    def __init__(self, device: Device, memory: Callable[[], Dma], interrupt: Callable[[int], None]) -> None:
+        self._device = device
+        self._memory = memory
+        self._interrupt = interrupt
+        self._setters: dict[str, Callable[[int], None]] = {
+            "device_feature_select": self._set_device_select, "driver_feature_select": self._set_driver_select,
+            "driver_feature": self._set_feature, "config_msix_vector": self._set_config_vector,
+            "device_status": self._set_status, "queue_select": self._set_queue_select,
+            "queue_size": self._set_size, "queue_msix_vector": self._set_vector, "queue_enable": self._set_enable,
+            "queue_desc": lambda value: self._set_address("desc", value),
+            "queue_driver": lambda value: self._set_address("driver", value),
+            "queue_device": lambda value: self._set_address("device", value),
+            "queue_reset": self._set_reset}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._device_select = self._driver_select = self._queue_select = 0
+        self._features = 0
+        self._status = 0
+        self.config_vector = NO_VECTOR
+        self._queues = [_Queue(self._device.queue_size) for _ in range(self._device.queue_count)]
+
+    def reset(self) -> None:
+        """Reset the device, and forget what the driver wrote."""
+        self._clear()
+        self._device.reset()
+
+    def areas(self) -> Iterator[tuple[int, int]]:
+        """Address and length of what the driver handed over as rings: descriptor table, driver area, device area."""
+        packed = self._device.has(Feature.RING_PACKED)
+        for queue in self._queues:
+            if not queue.desc:
+                continue
+            if packed:
+                about = PackedLayout(queue.size)
+                sizes = about.desc_bytes, about.driver_bytes, about.device_bytes
+            else:
+                layout = SplitLayout(queue.size)
+                sizes = layout.desc_bytes, layout.avail_bytes, layout.used_bytes
+            yield from zip((queue.desc, queue.driver, queue.device), sizes, strict=True)
+
+    def vector_of(self, index: int) -> int:
+        """Return the vector of a queue."""
+        return self._queues[index].vector
+
+    # Reading.
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Serve a read."""
+        return bytes(self._image()[offset:offset + size])
+
+    def _image(self) -> bytearray:
+        device, queue = self._device, self._queue()
+        return COMMON.pack(
+            device_feature_select=self._device_select, device_feature=_half(device.offered_features(),
+                                                                            self._device_select),
+            driver_feature_select=self._driver_select, driver_feature=_half(self._features, self._driver_select),
+            config_msix_vector=self.config_vector, num_queues=len(self._queues), device_status=self._status,
+            config_generation=device.read_generation(), queue_select=self._queue_select,
+            **({} if queue is None else {
+                "queue_size": queue.size, "queue_msix_vector": queue.vector, "queue_enable": int(queue.enabled),
+                "queue_notify_off": self._queue_select, "queue_desc": queue.desc, "queue_driver": queue.driver,
+                "queue_device": queue.device}))
+
+    def _queue(self) -> _Queue | None:
+        return self._queues[self._queue_select] if self._queue_select < len(self._queues) else None
+
+    # Writing.
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Take a write; each field that it touches is set, in their order."""
+        image = self._image()
+        image[offset:offset + len(data)] = data
+        for name, setter in self._setters.items():
+            field = COMMON[name]
+            if field.offset < offset + len(data) and offset < field.offset + field.size:
+                setter(COMMON.get(image, name))
+
+    def _set_device_select(self, value: int) -> None:
+        self._device_select = value
+
+    def _set_driver_select(self, value: int) -> None:
+        self._driver_select = value
+
+    def _set_feature(self, value: int) -> None:
+        if self._driver_select > 1 or self._status & Status.FEATURES_OK:
+            return
+        shift = 32 * self._driver_select
+        self._features = self._features & ~(_WORD << shift) | value << shift
+
+    def _set_config_vector(self, value: int) -> None:
+        self.config_vector = value
+
+    def _set_status(self, value: int) -> None:
+        if not value:
+            self.reset()
+            return
+        fresh = value & ~self._status
+        if fresh & Status.FEATURES_OK and not self._device.accept_features(self._features):
+            value &= ~Status.FEATURES_OK
+        self._status = value
+        if fresh & Status.DRIVER_OK:
+            self._device.driver_ok()
+            # A driver may have made buffers available before, and need not notify again for them (3.1.1).
+            for index, queue in enumerate(self._queues):
+                if queue.enabled and self._device.pending(index):
+                    self._device.notify(index)
+
+    def _set_queue_select(self, value: int) -> None:
+        self._queue_select = value
+
+    def _set_size(self, value: int) -> None:
+        if (queue := self._queue()) is not None and not queue.enabled and 0 < value <= self._device.queue_size:
+            queue.size = value
+
+    def _set_vector(self, value: int) -> None:
+        if (queue := self._queue()) is not None:
+            queue.vector = value
+
+    def _set_address(self, area: str, value: int) -> None:
+        if (queue := self._queue()) is not None and not queue.enabled:
+            setattr(queue, area, value)
+
+    def _set_enable(self, value: int) -> None:
+        queue, index = self._queue(), self._queue_select
+        # Once enabled, only a reset takes a queue back (4.1.4.3.2); a device may refuse one by not enabling it.
+        if queue is None or queue.enabled or value != 1 or self._device.refuses_queue(index):
+            return
+        try:
+            self._device.start_queue(index, self._memory(), size=queue.size, desc=queue.desc, driver=queue.driver,
+                                     device=queue.device, interrupt=lambda: self._interrupt(index))
+        except DmaFault as error:
+            self._device.log(f"queue {index}: {error}")
+            return
+        queue.enabled = True
+
+    def _set_reset(self, value: int) -> None:
+        queue = self._queue()
+        if queue is not None and value == 1 and self._device.has(Feature.RING_RESET):
+            self._device.stop_queue(self._queue_select)
+            # What the driver wrote about it is gone, its vector stays (4.1.4.3.1).
+            self._queues[self._queue_select] = _Queue(self._device.queue_size, queue.vector)
+
+
+def _half(features: int, select: int) -> int:
+    """Return 32 bits of features by their selector; from 2 on there are none."""
+    return features >> 32 * select & _WORD if select < 2 else 0
