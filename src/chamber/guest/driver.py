@@ -340,6 +340,6 @@ class VirtioDriver(ABC):
 
 
 TRANSPORT_FEATURES: Final = bit(
-    Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX, Feature.RING_PACKED, Feature.IN_ORDER,
-    Feature.NOTIFICATION_DATA, Feature.RING_RESET)
-"""What the ring code handles."""
+    Feature.VERSION_1, Feature.ACCESS_PLATFORM, Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX,
+    Feature.RING_PACKED, Feature.IN_ORDER, Feature.NOTIFICATION_DATA, Feature.RING_RESET)
+"""What the ring code handles; the addresses in it are always those that the bounce pool, or the platform, gives."""

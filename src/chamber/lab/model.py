@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
+from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.bounce import PoolFull
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.machine import GuestMachine
 from chamber.guest.profile import PROFILES
 from chamber.guest.untrusted import DeviceViolation
+from chamber.guest.virtio_pci import PciTransport
 from chamber.guest.virtqueue import QueueDead, QueueFull
 from chamber.lab.model_stimuli import DRIVERS, STIMULI
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.right_data import WrongData
 from chamber.lab.observation import Evidence, Harm, Observation
 from chamber.platform.heap import MemoryViolation
+from chamber.platform.pci_bus import PciBus
 from chamber.platform.scheduler import BudgetExhausted
 from chamber.wire.virtio import DeviceType
 
@@ -71,9 +74,19 @@ class ModelTarget:
         return GuestMachine(profile, seed)
 
     @contextmanager
-    def joined(self, machine: GuestMachine, device: Device) -> Iterator[Transport]:
+    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False) -> Iterator[Transport]:
         """Join a guest to a device, for as long as the block lasts."""
-        yield ModelTransport(machine, device)
+        if pci:
+            function = VirtioPci(device)
+            function.dma = machine.memory.host
+            device.schedule = machine.scheduler.call_later
+            if device.device_memory is not None:
+                machine.memory.show_device_memory(*device.device_memory)
+            bus = PciBus(machine.interrupts)
+            bus.plug(0, function)
+            yield PciTransport(machine, bus)
+        else:
+            yield ModelTransport(machine, device)
 
     def run(self, scenario: Scenario) -> Observation:
         """Run a scenario to its end, whatever guest and attack do."""
@@ -163,7 +176,7 @@ class _Run:
         machine.memory.watch = None if attack is None else attack.guest_read
         seen_by_device = _Watch(machine)
         machine.memory.host.observer = seen_by_device.saw
-        with self._target.joined(machine, device) as transport:
+        with self._target.joined(machine, device, pci=scenario.pci) as transport:
             driver = DRIVERS[scenario.device](machine, transport)
             served = self._step("probe", driver.probe, prefix)
             if served:

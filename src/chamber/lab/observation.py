@@ -83,6 +83,7 @@ class Scenario:
         profile: column of the model guest; None for targets that have none.
         seed: decides every random choice.
         ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
+        pci: whether the model guest finds the device on a PCI bus; other targets have one, or have none.
 
     """
 
@@ -92,6 +93,7 @@ class Scenario:
     profile: str | None = None
     seed: int = 1
     ring: str = "split"
+    pci: bool = False
 
 
 class TargetError(Exception):

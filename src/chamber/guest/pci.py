@@ -1,0 +1,245 @@
+"""What a guest makes of a function on a PCI bus: identity, base addresses, capabilities, each looked at once.
+
+All of it is the host's word, and decides where the guest writes. What is read here is checked, kept in private memory,
+and never asked for again (virtio 1.4, 4.1.4; PCIe 6.0, 7.5 and 7.7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chamber.platform.pci_bus import MEMORY
+from chamber.wire.pci import (
+    BAR_COUNT,
+    BAR_IO,
+    BAR_MEMORY_64,
+    CONVENTIONAL_SIZE,
+    FIRST_CAPABILITY,
+    HEADER,
+    MSIX,
+    MSIX_ENTRY,
+    CapabilityId,
+    Command,
+    Status,
+)
+from chamber.wire.virtio_pci import (
+    CAPABILITY,
+    COMMON,
+    DEVICE_ID_BASE,
+    NOTIFY_CAPABILITY,
+    SHARED_MEMORY_CAPABILITY,
+    VENDOR_ID,
+    CapabilityType,
+)
+
+if TYPE_CHECKING:
+    from chamber.guest.untrusted import Checks, Untrusted
+    from chamber.platform.pci_bus import PciBus
+
+__all__ = ("Msix", "Structure", "VirtioFunction", "find_function")
+
+_MOST_CAPABILITIES: Final = 48
+"""As many as the space that they lie in has room for (PCIe 6.0, 7.5.3)."""
+_MOST_BYTES: Final = 1 << 24
+"""A BAR that no virtio device needs a larger one than."""
+_LEAST: Final = {CapabilityType.COMMON_CFG: COMMON["queue_notif_config_data"].offset, CapabilityType.NOTIFY_CFG: 2,
+                 CapabilityType.ISR_CFG: 1, CapabilityType.DEVICE_CFG: 4}
+_ALIGNED: Final = {CapabilityType.COMMON_CFG: 4, CapabilityType.NOTIFY_CFG: 2, CapabilityType.ISR_CFG: 1,
+                   CapabilityType.DEVICE_CFG: 4}
+_NEEDED: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG)
+_DEVICE_SPEC, _BAR_SPEC, _LIST_SPEC, _CAP_SPEC = "4.1.2", "PCIe 6.0, 7.5.1.2.1", "PCIe 6.0, 7.5.3.1", "4.1.4"
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Registers in memory, as far as the guest has convinced itself of them."""
+
+    address: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Msix:
+    """The MSI-X table, and where it is switched on."""
+
+    table: Structure
+    control: int
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioFunction:
+    """A virtio function that the guest is willing to talk to.
+
+    Attributes:
+        slot: where it is on the bus.
+        device_type: virtio id.
+        structures: registers by the type of their capability.
+        notify_multiplier: bytes between two queues' notification registers.
+        shared_memory: shared memory regions by their id.
+        msix: its MSI-X table; None without.
+
+    """
+
+    slot: int
+    device_type: int
+    structures: dict[CapabilityType, Structure]
+    notify_multiplier: int
+    shared_memory: dict[int, Structure]
+    msix: Msix | None
+
+
+class _Finder:
+    """Looks at one function."""
+
+    def __init__(self, bus: PciBus, slot: int, checks: Checks) -> None:
+        self._bus = bus
+        self._slot = slot
+        self._checks = checks
+        self._bars: dict[int, Structure] = {}
+        self._next = MEMORY.start
+
+    def _read(self, offset: int, size: int) -> Untrusted[int]:
+        return self._checks.number(int.from_bytes(self._bus.read_config(self._slot, offset, size), "little"))
+
+    def _write(self, offset: int, size: int, value: int) -> None:
+        self._bus.write_config(self._slot, offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+    def look(self) -> VirtioFunction:
+        checks = self._checks
+        self._read(HEADER["vendor"].offset, 2).equals(VENDOR_ID, "the function is virtio's", _DEVICE_SPEC)
+        device = self._read(HEADER["device"].offset, 2).between(
+            DEVICE_ID_BASE, DEVICE_ID_BASE + 63, "the function is a device without a legacy interface", _DEVICE_SPEC)
+        self._read(HEADER["header_type"].offset, 1).one_of((0,), "the function is no bridge, and alone", "4.1.2")
+        status = self._read(HEADER["status"].offset, 2).masked(0xFFFF)
+        checks.require(bool(status & Status.CAPABILITIES), "the function has capabilities", _CAP_SPEC)
+        self._size_bars()
+        structures: dict[CapabilityType, Structure] = {}
+        shared: dict[int, Structure] = {}
+        multiplier, msix = 0, None
+        for at, kind in self._capabilities():
+            if kind == CapabilityId.MSIX and msix is None:
+                msix = self._msix(at)
+            if kind != CapabilityId.VENDOR:
+                continue
+            what = self._read(at + CAPABILITY["cfg_type"].offset, 1).masked(0xFF)
+            if what in set(_LEAST) and what not in structures:  # the first one counts (4.1.4.1)
+                known = CapabilityType(what)
+                structures[known] = self._structure(at, known)
+                if known is CapabilityType.NOTIFY_CFG:
+                    multiplier = self._multiplier(at)
+            elif what == CapabilityType.SHARED_MEMORY_CFG:
+                number = self._read(at + CAPABILITY["id"].offset, 1).masked(0xFF)
+                shared.setdefault(number, self._shared(at))
+        checks.require(all(kind in structures for kind in _NEEDED), "the function has the structures that it needs",
+                       _CAP_SPEC)
+        taken = list(structures.values()) + ([] if msix is None else [msix.table])
+        checks.require(not any(_overlap(one, other) for place, one in enumerate(taken) for other in taken[:place]),
+                       "no structure lies in another", _CAP_SPEC)
+        self._write(HEADER["command"].offset, 2, Command.MEMORY | Command.BUS_MASTER | Command.INTX_DISABLE)
+        return VirtioFunction(self._slot, device - DEVICE_ID_BASE, structures, multiplier, shared, msix)
+
+    # Base addresses.
+
+    def _size_bars(self) -> None:
+        index = 0
+        while index < BAR_COUNT:
+            at = HEADER[f"bar{index}"].offset
+            self._write(at, 4, 0xFFFFFFFF)
+            low = self._read(at, 4).masked(0xFFFFFFFF)
+            wide = low & 7 == BAR_MEMORY_64
+            if low & BAR_IO or not low:
+                index += 1
+                continue
+            mask = low & ~0xF
+            if wide and index + 1 < BAR_COUNT:
+                self._write(at + 4, 4, 0xFFFFFFFF)
+                mask |= self._read(at + 4, 4).masked(0xFFFFFFFF) << 32
+            else:
+                mask |= 0xFFFFFFFF << 32
+            size = self._checks.number(-mask & (1 << 64) - 1).between(16, _MOST_BYTES, "a BAR has a size that fits",
+                                                                      _BAR_SPEC)
+            self._checks.require(not size & (size - 1), "the size of a BAR is a power of two", _BAR_SPEC)
+            self._place(index, at, size, wide=wide)
+            index += 1 + wide
+
+    def _place(self, index: int, at: int, size: int, *, wide: bool) -> None:
+        address = -(-self._next // size) * size if size else self._next
+        self._checks.require(address + size <= MEMORY.stop, "there is room for all BARs", _BAR_SPEC)
+        self._next = address + size
+        self._write(at, 4, address)
+        if wide:
+            self._write(at + 4, 4, address >> 32)
+        self._bars[index] = Structure(address, size)
+
+    # Capabilities.
+
+    def _capabilities(self) -> list[tuple[int, int]]:
+        """Return where capabilities are, and their ids: a list that ends, and no place twice."""
+        found: list[tuple[int, int]] = []
+        at = self._read(HEADER["capabilities"].offset, 1).masked(0xFC)
+        while at and len(found) < _MOST_CAPABILITIES:
+            self._checks.require(at >= FIRST_CAPABILITY, "capabilities lie behind the header", _LIST_SPEC)
+            self._checks.require(all(at != known for known, _ in found), "the list of capabilities ends", _LIST_SPEC)
+            found.append((at, self._read(at, 1).masked(0xFF)))
+            at = self._read(at + 1, 1).masked(0xFC)
+        return found
+
+    def _field(self, at: int, name: str) -> Untrusted[int]:
+        field = CAPABILITY[name]
+        return self._read(at + field.offset, field.size)
+
+    def _structure(self, at: int, kind: CapabilityType) -> Structure:
+        bar = self._bar_of(self._field(at, "bar"))
+        offset = self._field(at, "offset").at_most(bar.length, "a structure begins in its BAR", _CAP_SPEC)
+        length = self._field(at, "length").between(_LEAST[kind], bar.length - offset,
+                                                   "a structure has its fields, and ends in its BAR", _CAP_SPEC)
+        self._checks.require(not offset % _ALIGNED[kind], "a structure is aligned", _CAP_SPEC)
+        self._field(at, "cap_len").between(CAPABILITY.size, CONVENTIONAL_SIZE - at, "a capability is as long as it is",
+                                           _CAP_SPEC)
+        return Structure(bar.address + offset, length)
+
+    def _bar_of(self, number: Untrusted[int]) -> Structure:
+        index = number.one_of(tuple(self._bars), "a structure is in a BAR that there is", _CAP_SPEC)
+        return self._bars.get(index, Structure(MEMORY.stop, 0))
+
+    def _multiplier(self, at: int) -> int:
+        field = NOTIFY_CAPABILITY["notify_off_multiplier"]
+        value = self._read(at + field.offset, field.size).at_most(1 << 16, "the multiplier fits a BAR", "4.1.4.4")
+        self._checks.require(not value or (value > 1 and not value & (value - 1)),
+                             "the multiplier is an even power of two, or 0", "4.1.4.4.1")
+        return value
+
+    def _shared(self, at: int) -> Structure:
+        bar = self._bar_of(self._field(at, "bar"))
+        high = [SHARED_MEMORY_CAPABILITY[name] for name in ("offset_hi", "length_hi")]
+        offset_hi, length_hi = (self._read(at + field.offset, 4).masked(0xFFFFFFFF) for field in high)
+        offset = self._checks.number(self._field(at, "offset").masked(0xFFFFFFFF) | offset_hi << 32).at_most(
+            bar.length, "shared memory begins in its BAR", "4.1.4.7")
+        length = self._checks.number(self._field(at, "length").masked(0xFFFFFFFF) | length_hi << 32).at_most(
+            bar.length - offset, "shared memory ends in its BAR", "4.1.4.7")
+        return Structure(bar.address + offset, length)
+
+    def _msix(self, at: int) -> Msix:
+        control = at + MSIX["control"].offset
+        vectors = (self._read(control, 2).masked(0x7FF)) + 1
+        word = self._read(at + MSIX["table"].offset, 4).masked(0xFFFFFFFF)
+        bar = self._bar_of(self._checks.number(word & 7))
+        size = vectors * MSIX_ENTRY.size
+        self._checks.require((word & ~7) + size <= bar.length, "the MSI-X table lies in its BAR", "PCIe 6.0, 7.7.2.3")
+        return Msix(Structure(bar.address + (word & ~7), size), control, vectors)
+
+
+def _overlap(one: Structure, other: Structure) -> bool:
+    return one.address < other.address + other.length and other.address < one.address + one.length
+
+
+def find_function(bus: PciBus, slot: int, checks: Checks) -> VirtioFunction:
+    """Look at the function in a slot, place its BARs, and let it work.
+
+    Raises:
+        DeviceViolation: something about it is not as it has to be; nothing of it was mapped.
+
+    """
+    return _Finder(bus, slot, checks).look()
