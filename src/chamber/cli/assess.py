@@ -71,8 +71,8 @@ def assess(kinds: tuple[str, ...], kernel: Path | None, devices: tuple[str, ...]
            fail_on: frozenset[Verdict]) -> int:
     """Attack guests with every malicious device of the catalogue and report what happened."""
     chosen = _choose(devices, names)
-    if kernel is not None and kinds and "uml" not in kinds:
-        raise click.UsageError("--kernel goes with --target uml")
+    if kernel is not None and kinds and not lab.BOOTING & set(kinds):
+        raise click.UsageError(f"--kernel goes with --target {' or '.join(sorted(lab.BOOTING))}")
     with InterruptOnce() as interrupt:
         open_targets = _open_targets(kinds, kernel)
         try:
@@ -108,7 +108,7 @@ def _open_targets(kinds: tuple[str, ...], kernel: Path | None) -> list[Target]:
                 continue
             asked = kind in kinds or (kind == "uml" and kernel is not None)
             try:
-                opened.append(lab.make_target(kind, kernel if kind == "uml" else None))
+                opened.append(lab.make_target(kind, kernel if kind in lab.BOOTING else None))
             except TargetError as error:
                 if asked:
                     raise
@@ -131,7 +131,7 @@ def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[
     plans = []
     for target in opened:
         columns = [p for p in lab.profiles_of(target) if p is None or not profiles or p in profiles]
-        options = _kernel_option(kernel) if kernel is not None and target.kind == "uml" else ()
+        options = _kernel_option(kernel) if kernel is not None and target.kind in lab.BOOTING else ()
         plan = make_plan(target, chosen, profiles=columns, seeds=seeds, replay_options=options)
         if plan.scenarios:
             plans.append(plan)

@@ -17,7 +17,7 @@ from chamber.device.catalogue import TYPES
 from chamber.fuzz.campaign import Campaign
 from chamber.fuzz.settings import Settings
 from chamber.guest.profile import PROFILES
-from chamber.lab.kernel.store import list_built
+from chamber.lab.kernel.store import find_noticing
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_kernel import find_kernel
 
@@ -90,11 +90,7 @@ def _settings(device: str, target: str, kernel: Path | None, profile: str) -> tu
             raise click.UsageError("--kernel goes with --target uml")
         return Settings(device, target, "", profile), None
     if kernel is None:
-        counting = [k for k in list_built() if "coverage" in k.options and not k.edits]
-        if not counting:
-            raise TargetError("no kernel here that counts what drivers execute: chamber lab build 7.3")
-        newest = max(counting, key=lambda k: ([int(n) for n in re.findall(r"\d+", k.release)], k.built))
-        kernel = Path(newest.name)
+        kernel = Path(find_noticing().name)
     found = find_kernel(kernel)
     if not found.counts or found.built is None:
         raise TargetError(f"{kernel}: it does not count what drivers execute, which guides the search: "

@@ -73,7 +73,7 @@ def replay(finding: str, seed: int | None, target: str | None, kernel: Path | No
         capture = targets.open_capture(capture_path)
         if capture is not None:
             stack.enter_context(capture)
-        chosen = targets.make_target(asked.target, kernel if asked.target == "uml" else None, capture)
+        chosen = targets.make_target(asked.target, kernel if asked.target in targets.BOOTING else None, capture)
         stack.callback(chosen.close)
         result = _run(chosen, asked, make_console())
     if asked.reported is None:
@@ -132,7 +132,7 @@ def _run(target: Target, asked: _Asked, console: Console) -> Result:
                                    f"where PROFILE is one of {', '.join(map(str, known))}")
         raise targets.unknown("profile", asked.profile, [p for p in known if p])
     scenario = Scenario(asked.attack.device, asked.attack.stimuli, asked.attack, asked.profile, asked.seed,
-                        asked.attack.ring)
+                        asked.attack.ring, asked.attack.pci)
     console.print(Text(scenario_name(asked.target, asked.attack.name, asked.profile), "bold"))
     console.print(f"{asked.attack.summary} ({asked.attack.surface.value}; {asked.attack.spec})", soft_wrap=True)
     baseline = run_safely(target, baseline_of(scenario))

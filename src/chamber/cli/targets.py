@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
     from chamber.lab.observation import Target
 
-__all__ = ("KINDS", "make_target", "profiles_of", "unknown")
+__all__ = ("BOOTING", "KINDS", "make_target", "profiles_of", "unknown")
 
-_CLASSES: Final = {"model": ("chamber.lab.model", "ModelTarget"), "uml": ("chamber.lab.uml", "UmlTarget")}
+_CLASSES: Final = {"model": ("chamber.lab.model", "ModelTarget"), "uml": ("chamber.lab.uml", "UmlTarget"),
+                   "uml-pci": ("chamber.lab.uml", "UmlPciTarget")}
 KINDS: Final = tuple(_CLASSES)
 """Kinds of target, in the order in which they are assessed."""
+
+BOOTING: Final = frozenset({"uml", "uml-pci"})
+"""Those that boot a kernel, which can be chosen."""
 
 _LISTED: Final = 12
 
@@ -45,7 +49,7 @@ def make_target(kind: str, kernel: Path | None = None, capture: CaptureFile | No
         if error.name != module:
             raise
         raise TargetError(f"target {kind} is not part of this installation ({module} is missing)") from None
-    target: Target = found(capture=capture) if kind == "model" else found(kernel, capture=capture)
+    target: Target = found(kernel, capture=capture) if kind in BOOTING else found(capture=capture)
     return target
 
 

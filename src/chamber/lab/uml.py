@@ -1,4 +1,8 @@
-"""The target ``uml``: a stock Linux kernel as a process (Debian's user-mode-linux)."""
+"""The targets ``uml`` and ``uml-pci``: a Linux kernel as a process.
+
+The one is a stock kernel (Debian's user-mode-linux) or one that was built here, with its devices on a bus of their own.
+The other finds them on a PCI bus, and bounces all DMA: it has to be built here.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,27 @@ import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.catalogue import find
 from chamber.lab.child_process import end_in_order
 from chamber.lab.kernel.places import read_places
-from chamber.lab.observation import Observation, Scenario
+from chamber.lab.kernel.store import find_noticing
+from chamber.lab.observation import Observation, Scenario, TargetError
 from chamber.lab.uml_kernel import find_kernel
 from chamber.lab.uml_runner import UmlRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
-    from pathlib import Path
 
     from chamber.device.capture import CaptureFile
     from chamber.lab.kernel.places import Place
     from chamber.lab.uml_kernel import UmlKernel
     from chamber.wire.virtio import DeviceType
 
-__all__ = ("UmlTarget",)
+__all__ = ("UmlPciTarget", "UmlTarget")
 
 _PR_SET_PDEATHSIG: Final = 1
 _GUESTS_PER_JOB: Final = 2
@@ -47,7 +52,8 @@ class UmlTarget:
 
     """
 
-    kind: Final = "uml"
+    kind = "uml"
+    pci = False
 
     def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
                  capture: CaptureFile | None = None) -> None:
@@ -71,7 +77,7 @@ class UmlTarget:
     def run(self, scenario: Scenario) -> Observation:
         """Run one scenario here and now."""
         if self._runner is None:
-            self._runner = UmlRunner(self.kernel, options=self.options, capture=self._capture)
+            self._runner = UmlRunner(self.kernel, options=self.options, capture=self._capture, pci=self.pci)
         observation = self._runner.run(scenario)
         self._reached.update(observation.reached)
         return observation
@@ -91,7 +97,7 @@ class UmlTarget:
         processors = itertools.cycle(sorted(os.sched_getaffinity(0)))
         try:
             for _, processor in zip(range(min(_GUESTS_PER_JOB * jobs, len(scenarios))), processors, strict=False):
-                worker = _Worker(self.kernel, self.options, processor)
+                worker = _Worker(self.kernel, self.options, processor, pci=self.pci)
                 workers[worker.connection] = worker
                 worker.give(todo.pop(), scenarios)
             while workers:
@@ -106,7 +112,7 @@ class UmlTarget:
                     else:
                         workers.pop(ready).close()
                         if todo:  # it died; its place is taken by another
-                            fresh = _Worker(self.kernel, self.options, worker.processor)
+                            fresh = _Worker(self.kernel, self.options, worker.processor, pci=self.pci)
                             workers[fresh.connection] = fresh
                             fresh.give(todo.pop(), scenarios)
         finally:
@@ -120,18 +126,42 @@ class UmlTarget:
             runner.close()
 
 
+class UmlPciTarget(UmlTarget):
+    """The same with devices on a PCI bus, and all that is lent to them bounced: a confidential guest's whole path.
+
+    Args:
+        kernel: the binary, or None for the newest one built here that notices (`chamber lab build`).
+        options: words for the kernel's command line besides those that force the bounce pool.
+        capture: as for `UmlTarget`.
+
+    Raises:
+        TargetError: there is no such kernel, or it has no PCI bus.
+
+    """
+
+    kind = "uml-pci"
+    pci = True
+
+    def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
+                 capture: CaptureFile | None = None) -> None:
+        super().__init__(Path(find_noticing().name) if kernel is None else kernel, options=options, capture=capture)
+        if self.kernel.built is None:
+            raise TargetError(f"{self.kernel.path}: no kernel with a PCI bus: chamber lab build 7.3 makes one")
+        self.options = (*self.options, "swiotlb=force")
+
+
 class _Worker:
     """A process that runs scenarios; attacks go to it by name.
 
     It keeps to one processor, and so does its guest: the two take turns, and neither waits for a processor to wake up.
     """
 
-    def __init__(self, kernel: UmlKernel, options: tuple[str, ...], processor: int) -> None:
+    def __init__(self, kernel: UmlKernel, options: tuple[str, ...], processor: int, *, pci: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self.processor = processor
         self.connection, inner = context.Pipe()
         self._process: BaseProcess = context.Process(target=_work,
-                                                     args=(inner, kernel, options, processor, os.getpid()))
+                                                     args=(inner, kernel, options, processor, os.getpid(), pci))
         self._process.start()
         inner.close()
         self.task = -1
@@ -162,14 +192,15 @@ class _Worker:
         self._process.close()
 
 
-def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], processor: int, parent: int) -> None:
+def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], processor: int, parent: int,
+          pci: bool) -> None:
     """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
     end_in_order()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return
     os.sched_setaffinity(0, {processor})
-    runner = UmlRunner(kernel, options=options)
+    runner = UmlRunner(kernel, options=options, pci=pci)
     try:
         try:
             while True:

@@ -24,6 +24,7 @@ from chamber.lab.observation import TargetError
 from chamber.lab.uml_channel import UmlChannel
 from chamber.lab.uml_kernel import GUEST_ENVIRONMENT, install_fp_filter, needs_fp_filter
 from chamber.link.listener import Backend
+from chamber.wire.pcidev import DEVICE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,7 @@ class UmlGuest:
         devices: for each device, what provides it when the guest connects.
         options: further words for the kernel's command line.
         observer: sees all that devices read from buffers, if given.
+        pci: whether what is provided carries PCI functions, in which the guest finds the devices.
         sockets: back ends that others serve, such as qemu-storage-daemon, by their sockets.
         more: further devices, of any types, by their sockets.
         memory_mb: megabytes of the guest's memory; by default what the kernel needs.
@@ -79,12 +81,13 @@ class UmlGuest:
         more: the same for further devices.
         coverage: what its drivers execute, if its kernel counts that.
         sections: where its modules' code is: for each module, the addresses of its sections.
+        boot_log: what its kernel printed until its agent was ready.
 
     """
 
     def __init__(self, kernel: UmlKernel, loop: EventLoop,
                  devices: Mapping[DeviceType, Callable[[], Servable | None]], *,
-                 options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None,
+                 options: tuple[str, ...] = (), observer: Callable[[bytes], None] | None = None, pci: bool = False,
                  sockets: Mapping[DeviceType, Path] | None = None,
                  more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int | None = None,
                  terminal: Callable[[dict[str, Any]], None] | None = None, folder: Path | None = None) -> None:
@@ -96,8 +99,10 @@ class UmlGuest:
         self.more: list[str] = []
         self.coverage: CoverageMap | None = None
         self.sections: dict[str, dict[str, int]] = {}
+        self.boot_log = ""
         self._sockets = dict(sockets or {})
         self._more = tuple(more)
+        self._ids = dict.fromkeys(devices, DEVICE_ID) if pci else {}
         self.second: UmlChannel | None = None
         self._memory_mb = memory_mb or kernel.memory_mb
         self._loop = loop
@@ -152,7 +157,8 @@ class UmlGuest:
                 *(f"con{number}=fd:{channel.inner}" for number, channel in enumerate(channels, 1)),
                 "loglevel=5", GUEST_ENVIRONMENT, f"PYTHONPATH={source}", "PYTHONDONTWRITEBYTECODE=1",
                 *options,
-                *(f"virtio_uml.device={path}:{int(device)}" for device, path in (*self._sockets.items(), *self._more)),
+                *(f"virtio_uml.device={path}:{self._ids.get(device, int(device))}"
+                  for device, path in (*self._sockets.items(), *self._more)),
                 f"init={os.path.realpath(sys.executable)}", "--", "-S", "-s", "-m", "chamber.lab.agent",
                 "--modules", str(modules),
             ]
@@ -198,7 +204,7 @@ class UmlGuest:
             answer = self.request(_BOOT_SECONDS, do="sections")
             self.sections = answer["sections"] if answer is not None else {}
             self.coverage.count(on=True)
-        self.take_console()
+        self.boot_log += self.take_console()
 
     # What the guest says.
 
@@ -316,7 +322,11 @@ class UmlGuest:
             os.kill(self.pid, signal.SIGUSR1)
 
     def where(self) -> str:
-        """Have the kernel print where it is (SysRq p, through its management console); '' if it takes no interrupt."""
+        """Have the kernel print where it is (SysRq p, through its management console); '' if it takes no interrupt.
+
+        What it prints is not kept with the rest: asked at such a moment User-Mode Linux reads registers that it has not
+        saved, which is no fault of a driver's.
+        """
         before = len(self._console)
         address = self.folder / "guest" / "mconsole"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as control:
@@ -328,7 +338,9 @@ class UmlGuest:
                 return ""
         self.settle(0.3)
         (self.folder / "asker").unlink(missing_ok=True)
-        return self._console[before:].decode(errors="replace")
+        text = self._console[before:].decode(errors="replace")
+        del self._console[before:]
+        return text
 
     # The end.
 

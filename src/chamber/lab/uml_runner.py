@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
+from chamber.device.pci_over_virtio import PciOverVirtio
+from chamber.device.virtio_pci import VirtioPci
+from chamber.lab.dma_watch import DmaWatch, pool_of
 from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
@@ -60,16 +63,21 @@ class UmlRunner:
         options: further words for the kernel's command line; by default those that make it loud.
         make_device: builds the device of a type with the hooks given.
         capture: where to write down what crosses the boundary.
+        pci: whether the guest finds its devices on a PCI bus, and bounces all that it lends to them.
 
     """
 
     def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] | None = None,
-                 make_device: Callable[..., Device] = make_device, capture: CaptureFile | None = None) -> None:
+                 make_device: Callable[..., Device] = make_device, capture: CaptureFile | None = None,
+                 pci: bool = False) -> None:
         self.kernel = kernel
         self.boots = 0
         self._options = kernel.options if options is None else options
         self._make_device = make_device
         self._capture = capture
+        self._pci = pci
+        self._pool: range | None = None
+        self._dma_evidence: list[Evidence] = []
         self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: UmlGuest | None = None
         self._pristine = True
@@ -87,7 +95,9 @@ class UmlRunner:
 
     # What the guest's kernel reaches.
 
-    def _provide(self, kind: DeviceType) -> Device:
+    def _provide(self, kind: DeviceType) -> Device | None:
+        if self._pci and self._guest is None:
+            return None  # it boots, and would look at each function only to let go of it
         attack = self._attack
         hooks = attack if self._capture is None else Recorder(self._capture, attack)
         device = self._make_device(kind, hooks=hooks, ring=self._ring)
@@ -95,7 +105,15 @@ class UmlRunner:
         if (before := self._devices.pop(kind, None)) is not None:
             before.close()  # its session has ended: a guest has one of each
         self._device = self._devices[kind] = device
-        return device
+        return self._on_a_bus(device) if self._pci else device
+
+    def _on_a_bus(self, device: Device) -> Device:
+        """Put a device into a PCI function."""
+        function = VirtioPci(device)
+        pool = self._pool
+        if pool is None:
+            return PciOverVirtio(function)
+        return PciOverVirtio(function, lambda dma: DmaWatch(dma, pool, function.ring_areas, self._dma_evidence.append))
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT_LIMIT:
@@ -133,7 +151,9 @@ class UmlRunner:
         if self._guest is None:
             self._attack = None
             providers = {kind: partial(self._provide, kind) for kind in self.kernel.devices}
-            self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe)
+            self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe,
+                                   pci=self._pci)
+            self._pool = pool_of(self._guest.boot_log)
             self._guest.asked = self._asked
             self._waking = False
             self.boots += 1
@@ -320,7 +340,8 @@ class UmlRunner:
         observation.console += guest.take_console()
         known = {e.signature for e in observation.evidence}
         observation.evidence[:0] = [e for e in judge_console(observation.console) if e.signature not in known]
-        observation.evidence += self._leaks.evidence
+        observation.evidence += self._leaks.evidence + self._dma_evidence
+        self._dma_evidence.clear()
         if observation.evidence:
             observation.served = False
         if not guest.alive or hung:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chamber.cli.main import run
-from chamber.lab.kernel.store import BuiltKernel, find_built, list_built, remove_built, store_folder
+from chamber.lab.kernel.store import (
+    BuiltKernel,
+    find_built,
+    find_noticing,
+    list_built,
+    remove_built,
+    store_folder,
+)
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_kernel import find_kernel
 
@@ -21,9 +28,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def store(name: str, built: int = 1, options: tuple[str, ...] = ("kasan",)) -> BuiltKernel:
-    kernel = BuiltKernel(store_folder() / name, "key", "6.12.117", "linux-source-6.12 6.12.117-1", "/tree", options,
-                         ("apply fix.patch",), ("a.ko", "b.ko"), 12.5, built)
+def store(name: str, built: int = 1, options: tuple[str, ...] = ("kasan",), *,
+          edits: tuple[str, ...] = ("apply fix.patch",), release: str = "6.12.117") -> BuiltKernel:
+    kernel = BuiltKernel(store_folder() / name, "key", release, "linux-source-6.12 6.12.117-1", "/tree", options,
+                         edits, ("a.ko", "b.ko"), 12.5, built)
     kernel.folder.mkdir(parents=True)
     (kernel.folder / "chamber.json").write_text(json.dumps(kernel.as_json()))
     return kernel
@@ -42,6 +50,24 @@ def test_a_kernel_is_found_by_its_name_or_as_the_newest_that_begins_so() -> None
         find_built("6.1", alone=True)
     with pytest.raises(TargetError, match="no kernel of that name"):
         find_built("5")
+
+
+def test_a_kernel_as_its_authors_wrote_it_is_meant_before_a_newer_one_that_was_edited() -> None:
+    plain = store("6.12-kasan-1", 5, edits=())
+    store("6.12-kasan-undo-2", 9)
+    assert find_built("6.12") == plain
+    assert find_built("6.12-kasan-undo").edits
+
+
+def test_the_newest_kernel_that_notices_is_one_that_counts_and_was_not_edited() -> None:
+    with pytest.raises(TargetError, match="no kernel here that counts"):
+        find_noticing()
+    store("7.3-plain", options=("kasan",), edits=(), release="7.3.4")
+    store("7.3-edited", options=("kasan", "coverage"), release="7.3.4")
+    older = store("6.12-a", 9, ("kasan", "coverage"), edits=())
+    assert find_noticing() == older
+    newer = store("7.3-b", 1, ("kasan", "coverage"), edits=(), release="7.3.4")
+    assert find_noticing() == newer
 
 
 def test_a_kernel_with_kasan_gets_memory_and_no_slab_checks() -> None:

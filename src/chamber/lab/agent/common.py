@@ -43,4 +43,14 @@ def suspend(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signatur
         report.ask("awake")
 
 
-STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"probe": probe, "rebind": rebind, "suspend": suspend}
+def rescan(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+    """Take the functions off the PCI bus and look for them again: everything about them is read anew."""
+    for function in kernel.pci_functions():
+        with report.step(f"read configuration space of {function.name}"):
+            (function / "config").read_bytes()
+        report.attempt(f"remove {function.name}", kernel.write, function / "remove", "1")
+    report.attempt("rescan", kernel.write, Path("/sys/bus/pci/rescan"), "1")
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "probe": probe, "rebind": rebind, "rescan": rescan, "suspend": suspend}

@@ -49,7 +49,9 @@ def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature fo
     with report.step("decrypt"):
         compare(_crypt(_KEY, _SEALED, socket.ALG_OP_DECRYPT), _PLAIN, "plaintext")
     with report.step("there and back"):
-        data = bytes(range(256)) * 48
+        # Linux (6.12) lists the pieces of a scattered buffer more than once. On a PCI bus each is bounced by itself,
+        # and those that no device wrote are copied back over the result: wrong data, however honest the device.
+        data = bytes(range(256)) * (4 if kernel.pci_functions() else 48)
         compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
 
 

@@ -19,6 +19,7 @@ __all__ = (
     "load_module",
     "module_sections",
     "mount",
+    "pci_functions",
     "plant",
     "platform_devices",
     "power_off",
@@ -34,6 +35,9 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _FINIT_MODULE = 313
 _POWER_OFF = 0x4321FEDC
 _PLATFORM = Path("/sys/bus/platform/drivers/virtio-uml")
+_PCI_CARRIER = "virtio-pci"
+"""The driver of what carries a PCI function."""
+_PCI = Path("/sys/bus/pci/devices")
 _VIRTIO = Path("/sys/bus/virtio/devices")
 _SLABS = Path("/sys/kernel/slab")
 _PLANTED_PIPES = 8
@@ -117,11 +121,25 @@ def unbind_platform(name: str) -> None:
 
 
 def virtio_name(platform: str) -> str:
-    """Name of the virtio device that a platform device became, such as ``virtio3``."""
-    for entry in (_PLATFORM / platform).iterdir():
-        if entry.name.startswith("virtio"):
-            return entry.name
-    raise FileNotFoundError(2, f"{platform} has no virtio device")
+    """Name of the virtio device that a platform device became, such as ``virtio3``.
+
+    Where it is the carrier of a PCI function, that of the device in the function; one is connected at a time.
+    """
+    carrier = next((entry for entry in (_PLATFORM / platform).iterdir() if entry.name.startswith("virtio")), None)
+    if carrier is None:
+        raise FileNotFoundError(2, f"{platform} has no virtio device")
+    if (carrier / "driver").resolve().name != _PCI_CARRIER:
+        return carrier.name
+    for function in pci_functions():
+        for entry in function.iterdir():
+            if entry.name.startswith("virtio"):
+                return entry.name
+    raise FileNotFoundError(2, f"{platform} has no PCI function with a virtio device")
+
+
+def pci_functions() -> list[Path]:
+    """All functions on PCI buses, by their folders in sysfs."""
+    return sorted(_PCI.iterdir()) if _PCI.is_dir() else []
 
 
 def driver_of(virtio: str) -> Path:

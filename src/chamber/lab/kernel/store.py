@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from chamber.lab.observation import TargetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ("BuiltKernel", "find_built", "list_built", "remove_built", "store_folder")
+__all__ = ("BuiltKernel", "find_built", "find_noticing", "list_built", "remove_built", "store_folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def list_built() -> list[BuiltKernel]:
 
 
 def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
-    """Return a kernel by its name, or the newest whose name begins so.
+    """Return a kernel by its name, or the newest whose name begins so, one that was not edited if there is one.
 
     Raises:
         TargetError: there is none; or more than one, and it has to be `alone`.
@@ -101,7 +102,20 @@ def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
     if not found or (alone and len(exact or found) > 1):
         what = f"{len(found)} kernels are called so" if found else "no kernel of that name was built"
         raise TargetError(f"{name}: {what}: see chamber lab list")
-    return (exact or found)[-1]
+    return (exact or [kernel for kernel in found if not kernel.edits] or found)[-1]
+
+
+def find_noticing() -> BuiltKernel:
+    """Return the newest kernel that was built as its authors wrote it, and counts what drivers execute.
+
+    Raises:
+        TargetError: there is none.
+
+    """
+    counting = [kernel for kernel in list_built() if "coverage" in kernel.options and not kernel.edits]
+    if not counting:
+        raise TargetError("no kernel here that counts what drivers execute: chamber lab build 7.3")
+    return max(counting, key=lambda kernel: ([int(n) for n in re.findall(r"\d+", kernel.release)], kernel.built))
 
 
 def remove_built(kernel: BuiltKernel) -> None:
