@@ -10,13 +10,14 @@ import pytest
 
 from chamber.attacks.attack import Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import UnknownAttackError, catalogue, find
+from chamber.cli.targets import KINDS
 from chamber.device.catalogue import TYPES
 from chamber.lab.model_stimuli import STIMULI as MODEL
 
 if TYPE_CHECKING:
     from chamber.wire.virtio import DeviceType
 
-STIMULI = {"use", "inspect", "rebind", "reset", "shutdown", "suspend", "flood", "hold", "local",
+STIMULI = {"use", "inspect", "rebind", "rescan", "reset", "shutdown", "suspend", "flood", "hold", "local",
            *(name for own in MODEL.values() for name in own)}
 
 
@@ -33,13 +34,13 @@ def test_order_is_device_then_surface_then_name() -> None:
 @pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
 def test_an_entry_is_complete(spec: AttackSpec) -> None:
     assert re.fullmatch(rf"{spec.device.short}-[a-z0-9-]+", spec.name)
-    assert re.fullmatch(r"virtio 1\.3, \d+(\.\d+)*", spec.spec)
+    assert re.fullmatch(r"(virtio 1\.[34]|PCIe 6\.0), \d+(\.\d+)*", spec.spec)
     assert spec.summary.endswith(".")
     assert len(spec.summary) > 20
     assert set(spec.stimuli) <= STIMULI
     assert spec.stimuli
     assert spec.targets
-    assert spec.targets <= {"model", "uml"}
+    assert spec.targets <= set(KINDS)
     first, second = spec.make(), spec.make()
     assert isinstance(first, Attack)
     assert first is not second

@@ -6,7 +6,11 @@ import pytest
 
 from chamber.attacks.attack import Attack, AttackSpec
 from chamber.attacks.catalogue import catalogue
+from tests.attacks.pci_victim import use_function
 from tests.attacks.victim import Victim
+
+PLAIN = [spec for spec in catalogue() if not spec.pci]
+ON_PCI = [spec for spec in catalogue() if spec.pci]
 
 
 def _run(spec: AttackSpec, attack: Attack) -> Victim:
@@ -15,7 +19,7 @@ def _run(spec: AttackSpec, attack: Attack) -> Victim:
     return victim
 
 
-@pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.name)
 def test_an_attack_acts_and_ends(spec: AttackSpec) -> None:
     attack = spec.make()
     victim = _run(spec, attack)
@@ -26,7 +30,7 @@ def test_an_attack_acts_and_ends(spec: AttackSpec) -> None:
     assert not any(queue.started for queue in victim.device.queues)
 
 
-@pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.name)
 def test_an_attack_is_deterministic(spec: AttackSpec) -> None:
     runs = []
     for _ in range(2):
@@ -34,3 +38,16 @@ def test_an_attack_is_deterministic(spec: AttackSpec) -> None:
         _run(spec, attack)
         runs.append(attack.strikes)
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("spec", ON_PCI, ids=lambda spec: spec.name)
+def test_an_attack_on_a_pci_bus_acts_ends_and_does_the_same_twice(spec: AttackSpec) -> None:
+    runs = []
+    for _ in range(2):
+        attack = spec.make()
+        function = use_function(spec.device, attack, reset="reset" in spec.stimuli)
+        assert not any(queue.started for queue in function.device.queues)
+        runs.append(attack.strikes)
+    assert runs[0]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) <= Attack.LIMIT

@@ -51,7 +51,7 @@ def make_plan(target: Target, attacks: Iterable[AttackSpec], *, profiles: Sequen
     """
     devices = frozenset(getattr(target, "devices", DeviceType))
     return Plan(target, tuple(
-        Scenario(spec.device, spec.stimuli, spec, profile, seed, spec.ring)
+        Scenario(spec.device, spec.stimuli, spec, profile, seed, spec.ring, spec.pci)
         for spec in attacks if target.kind in spec.targets and spec.device in devices
         for profile in profiles for seed in seeds
     ), replay_options)

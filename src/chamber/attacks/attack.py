@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from chamber.device.hooks import Hooks
 
@@ -13,12 +13,24 @@ if TYPE_CHECKING:
 
     from chamber.wire.virtio import DeviceType
 
-__all__ = ("Aim", "Attack", "AttackSpec", "Surface")
+__all__ = ("EVERYWHERE", "LINUX", "MODEL", "PCI", "PCI_LINUX", "Aim", "Attack", "AttackSpec", "Surface")
+
+MODEL: Final = frozenset({"model"})
+"""Kinds of target on which an attack can act: the model alone,"""
+PCI_LINUX: Final = frozenset({"uml-pci"})
+"""those whose guest is Linux and finds its devices on a PCI bus,"""
+PCI: Final = MODEL | PCI_LINUX
+"""those whose guest finds its devices there, or can,"""
+LINUX: Final = frozenset({"uml"}) | PCI_LINUX
+"""those whose guest is Linux,"""
+EVERYWHERE: Final = MODEL | LINUX
+"""all of them."""
 
 
 class Surface(enum.Enum):
     """Where an attack acts."""
 
+    DISCOVERY = "discovery"
     FEATURES = "features"
     CONFIG = "config"
     RING = "ring"
@@ -89,6 +101,7 @@ class AttackSpec:
         targets: kinds of target on which it can act at all.
         known: the public bug of this class that it would have found, if there is one.
         ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
+        pci: whether it acts on a PCI bus alone.
 
     """
 
@@ -100,6 +113,7 @@ class AttackSpec:
     summary: str
     make: Callable[[], Attack] = field(repr=False, compare=False)
     stimuli: tuple[str, ...] = ("use",)
-    targets: frozenset[str] = frozenset({"model", "uml"})
+    targets: frozenset[str] = EVERYWHERE
     known: str = ""
     ring: str = "split"
+    pci: bool = False

@@ -6,7 +6,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.attacks.roles import AtRole
 from chamber.wire.balloon import CMD_ID_DONE, CONFIG, PAGE_SIZE
 from chamber.wire.errors import DmaFault
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ("balloon_attacks",)
 
-_MODEL: Final = frozenset({"model"})
-_BOTH: Final = frozenset({"model", "uml"})
 _PLANTED: Final = b"chamber planted this" * 205
 _REQUESTS: Final = 64
 
@@ -174,45 +172,45 @@ Row = tuple[str, Surface, Aim, str, str, "Callable[[], Attack]", frozenset[str]]
 
 _ROWS: Final[tuple[Row, ...]] = (
     ("pages-oscillating", Surface.CONFIG, Aim.DENIAL, "5.5.6.1", "wishes for all pages and for none, by turns",
-     lambda: Wish("num_pages", (512, 0)), _BOTH),
+     lambda: Wish("num_pages", (512, 0)), EVERYWHERE),
     ("pages-growing", Surface.CONFIG, Aim.DENIAL, "5.5.6.1", "wishes for more at every read",
-     lambda: Wish("num_pages", tuple(range(8, 4096, 64))), _BOTH),
+     lambda: Wish("num_pages", tuple(range(8, 4096, 64))), EVERYWHERE),
     ("pages-storm", Surface.CONFIG, Aim.DENIAL, "5.5.6.1", "changes its wish and says so, without pause",
-     lambda: Wish("num_pages", (16, 0, 32, 8), quiet=False), _BOTH),
+     lambda: Wish("num_pages", (16, 0, 32, 8), quiet=False), EVERYWHERE),
     ("pages-all", Surface.CONFIG, Aim.DENIAL, "5.5.6.1", "wishes for more pages than the guest has",
-     lambda: Wish("num_pages", (0xFFFFFFFF,)), _MODEL),
+     lambda: Wish("num_pages", (0xFFFFFFFF,)), MODEL),
     ("inflated-read", Surface.PAYLOAD, Aim.LEAK, "5.5.6", "reads pages as they come into the balloon",
-     lambda: Peek("inflate", times=8), _BOTH),
+     lambda: Peek("inflate", times=8), EVERYWHERE),
     ("deflated-planted", Surface.CONTENT, Aim.DECEPTION, "5.5.6", "returns pages with something in them",
-     lambda: Plant("deflate", None), _BOTH),
+     lambda: Plant("deflate", None), EVERYWHERE),
     ("deflated-written-late", Surface.DMA, Aim.MEMORY, "5.5.6", "writes into pages after it returned them",
-     lambda: Plant("deflate", 0.02), _MODEL),
+     lambda: Plant("deflate", 0.02), MODEL),
     ("inflated-written", Surface.CONTENT, Aim.DECEPTION, "5.5.6", "writes into the pages that it has",
-     lambda: Plant("inflate", 0.005), _BOTH),
+     lambda: Plant("inflate", 0.005), EVERYWHERE),
     ("reported-read", Surface.PAYLOAD, Aim.LEAK, "5.5.6.6", "reads free pages that are reported to it",
-     lambda: Peek("report", times=8), _MODEL),
+     lambda: Peek("report", times=8), MODEL),
     ("reported-planted", Surface.CONTENT, Aim.DECEPTION, "5.5.6.6", "returns reported pages with something in them",
-     lambda: Plant("report", None), _MODEL),
+     lambda: Plant("report", None), MODEL),
     ("reported-written-late", Surface.DMA, Aim.MEMORY, "5.5.6.6", "writes into reported pages after it returned them",
-     lambda: Plant("report", 0.02), _MODEL),
+     lambda: Plant("report", 0.02), MODEL),
     ("hinted-read", Surface.PAYLOAD, Aim.LEAK, "5.5.6.5", "reads free pages that are hinted to it",
-     lambda: Peek("hint", times=8), _BOTH),
+     lambda: Peek("hint", times=8), EVERYWHERE),
     ("hinted-planted", Surface.CONTENT, Aim.DECEPTION, "5.5.6.5", "returns hinted pages with something in them",
-     lambda: Plant("hint", None), _BOTH),
+     lambda: Plant("hint", None), EVERYWHERE),
     ("hint-commands", Surface.CONFIG, Aim.DENIAL, "5.5.6.5", "commands hints under another number at every read",
-     lambda: Wish("free_page_hint_cmd_id", tuple(range(2, 200))), _BOTH),
+     lambda: Wish("free_page_hint_cmd_id", tuple(range(2, 200))), EVERYWHERE),
     ("hint-command-max", Surface.CONFIG, Aim.DENIAL, "5.5.6.5", "commands hints under number 2**32 - 1, then 2**31",
-     lambda: Wish("free_page_hint_cmd_id", (0xFFFFFFFF, 1 << 31)), _BOTH),
+     lambda: Wish("free_page_hint_cmd_id", (0xFFFFFFFF, 1 << 31)), EVERYWHERE),
     ("hint-storm", Surface.CONFIG, Aim.DENIAL, "5.5.6.5", "commands, stops and ends hints without pause",
-     lambda: Wish("free_page_hint_cmd_id", (5, 0, 6, 1), quiet=False), _BOTH),
+     lambda: Wish("free_page_hint_cmd_id", (5, 0, 6, 1), quiet=False), EVERYWHERE),
     ("hint-done-early", Surface.LIFECYCLE, Aim.MEMORY, "5.5.6.5", "declares hints done while they are given",
-     lambda: EarlyDone("hint", times=8), _BOTH),
+     lambda: EarlyDone("hint", times=8), EVERYWHERE),
     ("statistics-storm", Surface.NOTIFICATION, Aim.DENIAL, "5.5.6.3",
      "asks for statistics again as soon as it has them",
-     lambda: Inquisitive("stats", times=100), _BOTH),
+     lambda: Inquisitive("stats", times=100), EVERYWHERE),
     ("statistics-at-write", Surface.LIFECYCLE, Aim.MEMORY, "5.5.6.3",
      "asks for statistics whenever the driver writes configuration, as on its removal",
-     lambda: AtWrite("stats", times=100), _BOTH),
+     lambda: AtWrite("stats", times=100), EVERYWHERE),
 )
 
 

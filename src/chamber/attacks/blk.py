@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.device.blk import BlkDevice
 from chamber.wire.blk import CONFIG, REQUEST_STRUCT, SECTOR_SIZE, BlkStatus, RequestType
 from chamber.wire.errors import DmaFault
@@ -282,6 +282,6 @@ def blk_attacks() -> Iterator[AttackSpec]:
     """Attacks on the disk's protocol."""
     for what, surface, aim, spec, summary, make, stimuli in _ROWS:
         # A driver that bounces nothing shows the device whatever its buffers held: that says nothing about the driver.
-        targets = frozenset({"model"}) if what == "peek" else frozenset({"model", "uml"})
+        targets = MODEL if what == "peek" else EVERYWHERE
         yield AttackSpec(f"blk-{what}", DeviceType.BLOCK, surface, aim, f"virtio 1.3, {spec}", f"The device {summary}.",
                          make, stimuli=stimuli, targets=targets, known=_KNOWN.get(what, ""))

@@ -20,6 +20,8 @@ from chamber.attacks.net import net_attacks
 from chamber.attacks.notification import notification_attacks
 from chamber.attacks.p9 import p9_attacks
 from chamber.attacks.packed import packed_attacks
+from chamber.attacks.pci import pci_attacks
+from chamber.attacks.pci_registers import pci_register_attacks
 from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
@@ -49,6 +51,8 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     notification_attacks,
     p9_attacks,
     packed_attacks,
+    pci_attacks,
+    pci_register_attacks,
     pmem_attacks,
     ring_attacks,
     rng_attacks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.wire import balloon, blk, console, crypto, fs, net, p9, pmem, scsi, snd, vsock
 from chamber.wire import input as input_
 from chamber.wire.layout import Role
@@ -192,7 +192,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
 
 
 def _targets(device: DeviceType, field: Field) -> frozenset[str]:
-    return frozenset({"model"}) if (device, field.name) in _WRITTEN_ONLY else frozenset({"model", "uml"})
+    return MODEL if (device, field.name) in _WRITTEN_ONLY else EVERYWHERE
 
 
 def config_attacks() -> Iterator[AttackSpec]:

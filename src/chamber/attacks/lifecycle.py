@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, LINUX, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.device.catalogue import TYPES
 from chamber.device.errors import DriverError
 from chamber.wire.errors import DmaFault
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 __all__ = ("lifecycle_attacks",)
 
 _PAGE: Final = 4096
-_MODEL: Final = frozenset({"model"})
-_UML: Final = frozenset({"uml"})
-_BOTH: Final = frozenset({"model", "uml"})
 
 
 class EarlyUsed(Attack):
@@ -273,41 +270,41 @@ Kind = tuple[str, Surface, Aim, str, str, "Callable[[], Attack]", tuple[str, ...
 _KINDS: Final[tuple[Kind, ...]] = (
     ("early-used", Surface.LIFECYCLE, Aim.MEMORY, "3.1.1",
      "completes descriptor 0 of each queue before DRIVER_OK and interrupts",
-     lambda: EarlyUsed(0), ("use", "rebind"), _BOTH),
+     lambda: EarlyUsed(0), ("use", "rebind"), EVERYWHERE),
     ("early-used-delayed", Surface.LIFECYCLE, Aim.MEMORY, "3.1.1",
      "completes descriptor 0 of each queue before DRIVER_OK and interrupts a moment later",
-     lambda: EarlyUsed(0, delay=0.002, config=True), ("use", "rebind"), _BOTH),
+     lambda: EarlyUsed(0, delay=0.002, config=True), ("use", "rebind"), EVERYWHERE),
     ("early-used-wild", Surface.LIFECYCLE, Aim.MEMORY, "3.1.1",
      "completes an id beyond the table before DRIVER_OK, and says that configuration changed",
-     lambda: EarlyUsed(0xFFFF, config=True), ("use", "rebind"), _BOTH),
+     lambda: EarlyUsed(0xFFFF, config=True), ("use", "rebind"), EVERYWHERE),
     ("reset-completion", Surface.LIFECYCLE, Aim.MEMORY, "2.6.1",
      "completes descriptor 0 of a queue that was just reset, and interrupts",
-     ResetCompletion, ("use", "reset", "inspect"), _MODEL),
+     ResetCompletion, ("use", "reset", "inspect"), MODEL),
     ("removal-completion", Surface.LIFECYCLE, Aim.MEMORY, "2.4.1",
      "completes all that is outstanding while the driver takes its queues back",
-     RemovalCompletion, ("use", "rebind"), _BOTH),
+     RemovalCompletion, ("use", "rebind"), EVERYWHERE),
     ("removal-garbage", Surface.LIFECYCLE, Aim.MEMORY, "2.4.1",
      "fills the used ring while the driver takes it back",
-     RemovalGarbage, ("use", "rebind"), _BOTH),
+     RemovalGarbage, ("use", "rebind"), EVERYWHERE),
     ("queue-refused", Surface.LIFECYCLE, Aim.MEMORY, "4.2.3.2", "refuses to have a queue",
-     lambda: QueueRefused(0), ("use", "rebind"), _UML),
+     lambda: QueueRefused(0), ("use", "rebind"), LINUX),
     ("queue-refused-later", Surface.LIFECYCLE, Aim.MEMORY, "4.2.3.2", "refuses to have all queues but the first",
-     lambda: QueueRefused(1), ("use", "rebind"), _UML),
+     lambda: QueueRefused(1), ("use", "rebind"), LINUX),
     ("payload-rewritten", Surface.PAYLOAD, Aim.DECEPTION, "2.7.8.2",
      "rewrites buffers right after it completed them",
-     lambda: Rewriter(on_read=False), ("use",), _MODEL),
+     lambda: Rewriter(on_read=False), ("use",), MODEL),
     ("payload-double-fetch", Surface.PAYLOAD, Aim.MEMORY, "2.7.8.2",
      "rewrites buffers between two reads of the driver",
-     lambda: Rewriter(on_read=True), ("use", "inspect"), _MODEL),
+     lambda: Rewriter(on_read=True), ("use", "inspect"), MODEL),
     ("readable-overwritten", Surface.DMA, Aim.DECEPTION, "2.7.5.1",
      "writes to buffers that it may only read",
-     Overwriter, ("use",), _MODEL),
+     Overwriter, ("use",), MODEL),
     ("dma-scan", Surface.DMA, Aim.LEAK, "2.7.4",
      "reads the pages around the buffers that it was lent",
-     lambda: Scanner(write=False), ("use",), _MODEL),
+     lambda: Scanner(write=False), ("use",), MODEL),
     ("dma-overwrite", Surface.DMA, Aim.MEMORY, "2.7.4",
      "overwrites the bytes behind the buffers that it was lent",
-     lambda: Scanner(write=True), ("use",), _MODEL),
+     lambda: Scanner(write=True), ("use",), MODEL),
 )
 
 _KNOWN: Final = {

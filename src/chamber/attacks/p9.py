@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.attacks.blk import Peek
 from chamber.attacks.p9_replies import (
     ANY,
@@ -320,5 +320,5 @@ def p9_attacks() -> Iterator[AttackSpec]:
         for what, surface, aim, summary, make, stimuli in rows:
             yield AttackSpec(f"9p-{what}", DeviceType.TRANSPORT_9P, surface, aim, "virtio 1.3, 5",
                              f"The device {summary}.", make, stimuli=stimuli,
-                             targets=frozenset({"model"}) if what == "peek" else frozenset({"model", "uml"}),
+                             targets=MODEL if what == "peek" else EVERYWHERE,
                              known=_KNOWN.get(what, ""))

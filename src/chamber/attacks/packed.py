@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, AttackSpec, Surface
+from chamber.attacks.attack import MODEL, Aim, AttackSpec, Surface
 from chamber.attacks.ring import lies_in_any_ring
 from chamber.attacks.roles import PLACES, AtRole
 from chamber.device.packed import PackedRing
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ("packed_attacks",)
 
 _MAX32: Final = 0xFFFFFFFF
-_MODEL: Final = frozenset({"model"})
 _WILD: Final = 0xFFFFFFFFFFFFF000
 
 
@@ -297,5 +296,5 @@ def packed_attacks() -> Iterator[AttackSpec]:
                 f"{prefix}-{what}", place.device, surface, aim, f"virtio 1.3, {spec}", f"The device {summary}.",
                 make=lambda make=make, place=place: make(place.role, place.after),  # type: ignore[misc]
                 # Linux has no use for IN_ORDER before 7.0, so that nothing was promised to it.
-                targets=place.targets if "order" not in what and (whole or what in _REAL_EVERYWHERE) else _MODEL,
+                targets=place.targets if "order" not in what and (whole or what in _REAL_EVERYWHERE) else MODEL,
                 ring=ring)

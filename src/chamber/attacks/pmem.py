@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.answer import Answer, Claim
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.device.pmem import PmemDevice
 from chamber.wire.pmem import CONFIG, RESPONSE
 from chamber.wire.virtio import DeviceType
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ("pmem_attacks",)
 
-_MODEL: Final = frozenset({"model"})
 
 
 class Range(Attack):
@@ -183,4 +182,4 @@ def pmem_attacks() -> Iterator[AttackSpec]:
     """Attacks on persistent memory."""
     for what, surface, aim, spec, summary, make in _ROWS:
         yield AttackSpec(f"pmem-{what}", DeviceType.PMEM, surface, aim, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=("use", "inspect"), targets=_MODEL)
+                         f"The device {summary}.", make, stimuli=("use", "inspect"), targets=MODEL)

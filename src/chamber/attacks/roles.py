@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Attack
+from chamber.attacks.attack import EVERYWHERE, MODEL, Attack
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Place:
     role: str
     prefix: str
     after: int
-    targets: frozenset[str] = frozenset({"model", "uml"})
+    targets: frozenset[str] = EVERYWHERE
 
 
 PLACES: Final = {place.prefix: place for place in (
@@ -52,7 +52,7 @@ PLACES: Final = {place.prefix: place for place in (
     *(Place(DeviceType.BALLOON, role, f"balloon-{role}", 0)
       for role in ("inflate", "deflate", "stats", "hint")),
     # Linux reports a page when it has been free for two seconds.
-    Place(DeviceType.BALLOON, "report", "balloon-report", 0, frozenset({"model"})),
+    Place(DeviceType.BALLOON, "report", "balloon-report", 0, MODEL),
     Place(DeviceType.CRYPTO, "requests", "crypto", 1),
     Place(DeviceType.CRYPTO, "control", "crypto-control", 1),
     Place(DeviceType.VSOCK, "rx", "vsock-rx", 1),

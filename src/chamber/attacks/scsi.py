@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import EVERYWHERE, MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.attacks.scsi_events import EVENT_ROWS
 from chamber.attacks.scsi_exchange import (
     FLUSH,
@@ -317,6 +317,6 @@ def scsi_attacks() -> Iterator[AttackSpec]:
     """Attacks on the protocol of the SCSI host and of its disks."""
     for spec, rows in _ROWS:
         for what, surface, aim, summary, make, stimuli in rows:
-            targets = frozenset({"model"}) if what.startswith(_MODEL_ONLY) else frozenset({"model", "uml"})
+            targets = MODEL if what.startswith(_MODEL_ONLY) else EVERYWHERE
             yield AttackSpec(f"scsi-{what}", DeviceType.SCSI, surface, aim, f"virtio 1.3, {spec}",
                              f"The device {summary}.", make, stimuli=stimuli, targets=targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.attack import LINUX, Aim, Attack, AttackSpec, Surface
 from chamber.attacks.lifecycle import RemovalCompletion, RemovalGarbage
 from chamber.attacks.notification import EarlyInterrupt, RemovalInterrupt
 from chamber.attacks.vsock_packet import FILL, Events, Hoard, Inject, Packet, Pieces, Rewrite, Silence, answer
@@ -363,11 +363,11 @@ def vsock_attacks() -> Iterator[AttackSpec]:
                          f"The device {summary}.", make, stimuli=stimuli, known=_KNOWN.get(what, ""))
     for what, surface, spec, summary, make in _LOCAL:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.DECEPTION, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=("local",), targets=frozenset({"uml"}))
+                         f"The device {summary}.", make, stimuli=("local",), targets=LINUX)
     for what, spec, summary, make, stimulus in _FLOOD:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, Surface.PAYLOAD, Aim.DENIAL, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=(stimulus,), targets=frozenset({"uml"}))
+                         f"The device {summary}.", make, stimuli=(stimulus,), targets=LINUX)
     for what, surface, spec, summary, make in _SUSPEND:
         yield AttackSpec(f"vsock-{what}", DeviceType.VSOCK, surface, Aim.MEMORY, f"virtio 1.3, {spec}",
                          f"The device {summary}.", make, stimuli=("use", "suspend", "many"),
-                         targets=frozenset({"uml"}), known=_KNOWN.get(what, ""))
+                         targets=LINUX, known=_KNOWN.get(what, ""))
