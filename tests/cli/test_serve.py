@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     (["vsock", "--cid", "2"], "2 is not in the range"),
     (["vsock", "--unix", "/no/such/folder/s"], "No such file"),
     (["blk", "--ring", "round"], "'round' is not one of"),
+    (["blk", "--protocol", "vfio-user", "--in-band"], "--in-band goes with --protocol vhost-user"),
+    (["blk", "--attack", "blk-pci-next-loop"], "acts on a PCI bus: --protocol vfio-user"),
     (["blk", "--queues", "0"], "0 is not in the range"),
     (["blk", "--capture", "/no/such/folder/x.pcapng"], "/no/such/folder/x.pcapng: No such file"),
 ])

@@ -1,4 +1,4 @@
-"""``chamber serve``: one device for a front end that speaks vhost-user."""
+"""``chamber serve``: one device for a front end that speaks vhost-user, or a monitor that speaks vfio-user."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from chamber.cli.served import OPTIONS, make_served
 from chamber.cli.targets import open_capture, unknown
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import RINGS, TYPES
+from chamber.device.virtio_pci import VirtioPci
 from chamber.link import listener
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def _help(option: str, text: str) -> str:
 @click.command()
 @click.argument("device", type=click.Choice([d.short for d in TYPES]))
 @click.option("--socket", "path", required=True, type=click.Path(path_type=Path), help="Where to listen.")
+@click.option("--protocol", type=click.Choice(["vhost-user", "vfio-user"]), default="vhost-user", show_default=True,
+              help="A device, or a PCI function with the device in it.")
 @click.option("--attack", "name", help="Be hostile: one attack of the catalogue.")
 @click.option("--trace", is_flag=True, help="Print every message and event, not only what the attack does.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),
@@ -82,11 +85,15 @@ def _help(option: str, text: str) -> str:
 @click.option("--play", type=click.Path(path_type=Path), help=_help("play", "WAV file for what the guest plays."))
 @click.option("--record", type=click.Path(path_type=Path), help=_help("record", "WAV file that the guest records."))
 @click.option("--queues", type=click.IntRange(1, 64), help=_help("queues", "request queues, or pairs of them."))
-def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: Path | None, inband: bool,
-          ring: str, **options: Any) -> None:  # noqa: ANN401 - click's
+def serve(device: str, path: Path, protocol: str, name: str | None, trace: bool, capture_path: Path | None,
+          inband: bool, ring: str, **options: Any) -> None:  # noqa: ANN401 - click's
     """Serve a device, honest or hostile, until interrupted."""
     kind = next(d for d in TYPES if d.short == device)
+    if inband and protocol != "vhost-user":
+        raise click.UsageError("--in-band goes with --protocol vhost-user")
     attack = _attack(name, kind)
+    if attack is not None and find(str(name)).pci and protocol != "vfio-user":
+        raise click.UsageError(f"{name} acts on a PCI bus: --protocol vfio-user")
     capture = open_capture(capture_path)
     hooks = attack if capture is None else Recorder(capture, attack)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
@@ -100,7 +107,7 @@ def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: 
         served.trace = show  # a transcript costs time at every request
     with InterruptOnce():
         try:
-            serve_device(served, path, trace=trace, inband=inband)
+            serve_device(served, path, trace=trace, inband=inband, pci=protocol == "vfio-user")
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
         finally:
@@ -108,16 +115,22 @@ def serve(device: str, path: Path, name: str | None, trace: bool, capture_path: 
                 capture.close()
 
 
-def serve_device(device: Device, path: Path, *, trace: bool, inband: bool = False) -> None:
-    """Serve until KeyboardInterrupt; the device is closed at the end whatever happens."""
+def serve_device(device: Device, path: Path, *, trace: bool, inband: bool = False, pci: bool = False) -> None:
+    """Serve until KeyboardInterrupt, `pci` in a PCI function; the device is closed at the end whatever happens."""
+    show = (lambda line: click.echo(printable(line))) if trace else None
+
+    def ready() -> None:
+        click.echo(f"serving {device.type.short} on {path}", err=True)
+
     try:
         if len(bytes(path)) > _PATH_LIMIT:
             raise click.UsageError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
         if path.exists() and not path.is_socket():
             raise click.UsageError(f"{path}: exists and is no socket")
-        listener.serve(device, path, trace=(lambda line: click.echo(printable(line))) if trace else None,
-                         inband=inband,
-                         ready=lambda: click.echo(f"serving {device.type.short} on {path}", err=True))
+        if pci:
+            listener.serve_function(VirtioPci(device), path, trace=show, ready=ready)
+        else:
+            listener.serve(device, path, trace=show, inband=inband, ready=ready)
     except FileExistsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:

@@ -6,29 +6,42 @@ import array
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from chamber.wire.errors import WireError
-from chamber.wire.vhost_user import MAX_FDS, FrameReader, encode
+from chamber.wire.vhost_user import MAX_FDS, FrameReader, Header, encode
 
 if TYPE_CHECKING:
-    from chamber.wire.vhost_user import Header, Payload
+    from chamber.wire.vhost_user import Payload
 
-__all__ = ("Channel", "Gone", "Message")
+__all__ = ("Channel", "FdStream", "Frame", "Gone", "Message", "Reader")
 
-_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+H = TypeVar("H", covariant=True)  # noqa: PLC0105 - as short as what it stands for
 
 
 class Gone(Exception):
     """The peer closed the connection, or it broke."""
 
 
-class Message:
+class Reader(Protocol[H]):
+    """Cuts a stream into messages."""
+
+    @property
+    def wanted(self) -> int:
+        """Bytes to read at most, so that descriptors come with the message that they belong to."""
+        ...
+
+    def feed(self, data: bytes) -> tuple[H, bytes] | None:
+        """Take them; return header and payload of a message that is whole."""
+        ...
+
+
+class Frame(Generic[H]):
     """A message as it came: header, payload bytes, and the descriptors that its receiver now owns."""
 
     __slots__ = ("data", "fds", "header")
 
-    def __init__(self, header: Header, data: bytes, fds: list[int]) -> None:
+    def __init__(self, header: H, data: bytes, fds: list[int]) -> None:
         self.header = header
         self.data = data
         self.fds = fds
@@ -44,30 +57,41 @@ class Message:
         self.fds.clear()
 
 
-class Channel:
-    """One non-blocking connection."""
+class FdStream(Generic[H]):
+    """One non-blocking connection.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: the connection.
+        reader: cuts what comes into messages.
+        max_fds: descriptors that one message brings at most.
+        spec: where that stands.
+
+    """
+
+    def __init__(self, sock: socket.socket, reader: Reader[H], max_fds: int, spec: str) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._reader = FrameReader()
+        self._reader = reader
+        self._max_fds = max_fds
+        self._space = socket.CMSG_SPACE(max_fds * array.array("i").itemsize)
+        self._spec = spec
         self._fds: list[int] = []
 
     def fileno(self) -> int:
         """Descriptor to wait on."""
         return self._socket.fileno()
 
-    def receive(self) -> Message | None:
+    def receive(self) -> Frame[H] | None:
         """Return the next message, or None if it is not all there yet.
 
         Raises:
             Gone: end of the connection.
-            WireError: the peer does not speak vhost-user.
+            WireError: the peer does not speak the protocol.
 
         """
         while True:
             try:
-                data, ancillary, flags, _ = self._socket.recvmsg(self._reader.wanted, _FD_SPACE)
+                data, ancillary, flags, _ = self._socket.recvmsg(self._reader.wanted, self._space)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -77,30 +101,33 @@ class Channel:
                     fds = array.array("i")
                     fds.frombytes(value[:len(value) - len(value) % fds.itemsize])
                     self._fds += fds
-            if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
-                raise WireError(f"at most {MAX_FDS} descriptors come with a message",
-                                spec="vhost-user, Message Specification")
+            if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
+                raise WireError(f"at most {self._max_fds} descriptors come with a message", spec=self._spec)
             if not data:
                 raise Gone("closed by the peer")
             frame = self._reader.feed(data)
             if frame is not None:
                 fds_now, self._fds = self._fds, []
-                return Message(*frame, fds_now)
+                return Frame(*frame, fds_now)
 
-    def send(self, request: int, payload: Payload | None = None, flags: int = 0, fds: tuple[int, ...] = ()) -> None:
-        """Send a message; one that the peer's buffer has no room for ends the connection, as it does not read.
+    def send_frame(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        """Send the bytes of a message; a peer that does not read what its buffer has no room for ends the connection.
 
         Raises:
             Gone: the peer is gone or reads nothing.
 
         """
-        data = encode(request, payload, flags)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            if self._socket.sendmsg([data], ancillary) != len(data):
-                raise Gone("the peer does not read")
+            sent = self._socket.sendmsg([data], ancillary)
+            if sent != len(data):
+                self._send_rest(memoryview(data)[sent:])
         except OSError as error:
             raise Gone(str(error)) from None
+
+    def _send_rest(self, data: memoryview) -> None:
+        """Send what the peer's buffer had no room for."""
+        raise Gone(f"the peer does not read: {len(data)} bytes are left")
 
     def close(self) -> None:
         """Close the socket and any descriptor that came for a message that never did."""
@@ -109,3 +136,23 @@ class Channel:
                 os.close(fd)
         self._fds.clear()
         self._socket.close()
+
+
+Message = Frame[Header]
+"""A message of vhost-user."""
+
+
+class Channel(FdStream[Header]):
+    """A connection that speaks vhost-user."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, FrameReader(), MAX_FDS, "vhost-user, Message Specification")
+
+    def send(self, request: int, payload: Payload | None = None, flags: int = 0, fds: tuple[int, ...] = ()) -> None:
+        """Send a message.
+
+        Raises:
+            Gone: the peer is gone or reads nothing.
+
+        """
+        self.send_frame(encode(request, payload, flags), fds)

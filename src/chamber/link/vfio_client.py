@@ -1,0 +1,215 @@
+"""A vfio-user client: reaches a PCI function that somebody else serves, as a virtual machine monitor does.
+
+A server is no more to be trusted than a client: every answer is checked to be one to the question, and a server that
+asks for memory gets that alone which was mapped for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from chamber.link.channel import Frame, Gone
+from chamber.link.vfio_user import VfioStream
+from chamber.wire.errors import WireError
+from chamber.wire.vfio_user import (
+    ERROR,
+    MAX_FDS,
+    MAX_TRANSFER,
+    REPLY,
+    Command,
+    DeviceInfo,
+    DmaMap,
+    DmaTransfer,
+    DmaUnmap,
+    Empty,
+    Header,
+    IrqInfo,
+    IrqSet,
+    RegionAccess,
+    RegionInfo,
+    Version,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from chamber.wire.vfio_user import Payload
+
+__all__ = ("ServerError", "VfioClient")
+
+_SECONDS: Final = 5.0
+P = TypeVar("P", bound="Payload")
+
+
+class ServerError(Exception):
+    """The server answered with an error.
+
+    Attributes:
+        number: its errno.
+
+    """
+
+    def __init__(self, command: Command, number: int) -> None:
+        self.number = number
+        super().__init__(f"{command.name}: {errno.errorcode.get(number, number)}")
+
+
+class VfioClient:
+    """One connection, from VERSION on.
+
+    Args:
+        path: where the server listens.
+        capabilities: what to say of oneself, besides what this client can do.
+
+    Attributes:
+        version: what was agreed upon.
+        memory: ranges without a descriptor, by their addresses: what a server reaches by messages.
+
+    Raises:
+        OSError: nobody listens there.
+        WireError: the server does not speak the protocol.
+
+    """
+
+    def __init__(self, path: Path, capabilities: dict[str, object] | None = None) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
+        self.memory: dict[int, bytearray] = {}
+        self._stream = VfioStream(sock)
+        self._id = 0
+        try:
+            self.version = self.ask(Command.VERSION, Version(0, 0, {
+                "max_msg_fds": MAX_FDS, "max_data_xfer_size": MAX_TRANSFER, **(capabilities or {})}), Version)
+            if self.version.major or self.version.minor:
+                raise WireError("a server answers with the version that it was offered",
+                                spec="vfio-user, VFIO_USER_VERSION",
+                                detail=f"{self.version.major}.{self.version.minor}")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._stream.close()
+
+    # Asking.
+
+    def send(self, command: Command, body: bytes, fds: tuple[int, ...] = (), flags: int = 0) -> int:
+        """Send a command; return its id."""
+        self._id = (self._id + 1) & 0xFFFF
+        self._stream.send_frame(encode(self._id, command, body, flags), fds)
+        return self._id
+
+    def ask(self, command: Command, payload: Payload, answer: type[P], fds: tuple[int, ...] = ()) -> P:
+        """Send a command and return its answer; serve what the server asks for meanwhile.
+
+        Raises:
+            ServerError: the answer is an error.
+            WireError: it is no answer to that.
+            Gone: the server is gone, or does not answer.
+
+        """
+        body = payload.request() if isinstance(payload, RegionInfo) else payload.pack()
+        message_id = self.send(command, body, fds)
+        frame = self.reply(message_id)
+        with contextlib.closing(frame):
+            if frame.header.command != command:
+                raise WireError("a reply is one to the command", spec="vfio-user, Header", detail=str(frame.header))
+            if frame.header.failed:
+                raise ServerError(command, frame.header.error)
+            return answer.unpack(frame.data)
+
+    def reply(self, message_id: int) -> Frame[Header]:
+        """Wait for a reply; serve what the server asks for meanwhile."""
+        poller = select.poll()
+        poller.register(self._stream.fileno(), select.POLLIN)
+        while True:
+            frame = self._stream.receive()
+            if frame is None:
+                if not poller.poll(_SECONDS * 1000):
+                    raise Gone("the server does not answer")
+            elif not frame.header.is_reply:
+                with contextlib.closing(frame):
+                    self._serve(frame)
+            elif frame.header.message_id == message_id:
+                return frame
+            else:
+                frame.close()
+                raise WireError("a reply answers what was asked last", spec="vfio-user, Header",
+                                detail=f"{frame.header.message_id}, not {message_id}")
+
+    def _serve(self, frame: Frame[Header]) -> None:
+        """Let the server reach memory that was mapped without a descriptor."""
+        header = frame.header
+        try:
+            wanted = DmaTransfer.unpack(frame.data)
+            start, memory = next((start, memory) for start, memory in self.memory.items()
+                                 if start <= wanted.address and wanted.address + wanted.count <= start + len(memory))
+        except (StopIteration, WireError):
+            self._stream.send_frame(encode(header.message_id, header.command, b"", REPLY | ERROR, errno.EFAULT))
+            return
+        at = wanted.address - start
+        answer = DmaTransfer(wanted.address, wanted.count)
+        if header.command == Command.DMA_READ:
+            answer = DmaTransfer(wanted.address, wanted.count, bytes(memory[at:at + wanted.count]))
+        else:
+            memory[at:at + wanted.count] = wanted.data
+        self._stream.send_frame(encode(header.message_id, header.command, answer.pack(), REPLY))
+
+    # What a monitor does.
+
+    def info(self) -> DeviceInfo:
+        """Ask how many regions and kinds of interrupt there are."""
+        return self.ask(Command.DEVICE_GET_INFO, DeviceInfo(0, 0, 0), DeviceInfo)
+
+    def region(self, index: int) -> RegionInfo:
+        """Ask for a region."""
+        return self.ask(Command.DEVICE_GET_REGION_INFO, RegionInfo(index), RegionInfo)
+
+    def irqs(self, index: int) -> IrqInfo:
+        """Ask for a kind of interrupt."""
+        return self.ask(Command.DEVICE_GET_IRQ_INFO, IrqInfo(index), IrqInfo)
+
+    def set_irqs(self, wanted: IrqSet, fds: tuple[int, ...] = ()) -> None:
+        """Say what shall become of interrupts."""
+        self.ask(Command.DEVICE_SET_IRQS, wanted, Empty, fds)
+
+    def map(self, wanted: DmaMap, fd: int | None = None) -> None:
+        """Let the function reach memory."""
+        self.ask(Command.DMA_MAP, wanted, Empty, () if fd is None else (fd,))
+
+    def unmap(self, wanted: DmaUnmap) -> None:
+        """Take memory away."""
+        self.ask(Command.DMA_UNMAP, wanted, DmaUnmap)
+
+    def read(self, region: int, offset: int, count: int) -> bytes:
+        """Read a region."""
+        data = self.ask(Command.REGION_READ, RegionAccess(offset, region, count), RegionAccess).data
+        if len(data) != count:
+            raise WireError("a read gives the bytes that were asked for", spec="vfio-user, VFIO_USER_REGION_READ",
+                            detail=f"{len(data)} of {count}")
+        return data
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region."""
+        self.ask(Command.REGION_WRITE, RegionAccess(offset, region, len(data), data), RegionAccess)
+
+    def reset(self) -> None:
+        """Reset the function."""
+        self.ask(Command.DEVICE_RESET, Empty(), Empty)
