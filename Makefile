@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?=
 OUT    ?= chamber-out
+ONLY   ?=
 
 # What a run needs, and what tests need besides; see docs/dependencies.md.
 RUN_PACKAGES  := python3-venv user-mode-linux
@@ -48,7 +49,7 @@ lint: setup
 
 bench: setup-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(ONLY)
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

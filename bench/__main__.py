@@ -21,6 +21,7 @@ from bench.placement import on_one_processor
 from bench.profiles import profile_rows
 from bench.ring import reads_a_second
 from bench.scale import chain_rows, device_rows, draw, queue_rows
+from bench.start import start_rows
 from bench.storage import disk_rows, file_rows
 from chamber.device.catalogue import make_device
 from chamber.fuzz.settings import CampaignError
@@ -63,10 +64,14 @@ DEVICE_COUNT = (
     "Disks of one stock guest, all read at once by fio at depth 4 each, served by one process; and what the process"
     " grew by.")
 
+HOW = "`make bench`, or `make bench ONLY=WORD` for tables with a word in their titles. Compare within a table alone."
 FUZZING = (
     "`chamber fuzz` on Linux 7.3 from an empty corpus, one search for each processor, over the first minute: what "
     "AFL++, the device, the guest and its starts take is all in it, and so is confirming what is found. An execution "
     "is a session of requests, a probe with one, or a device plugged in and out.")
+STARTS = (
+    "A kernel that notices (KASAN, UBSAN, coverage) from its start until it has probed a device, and until its process "
+    "is over; medians of 9 boots, with the modules of one device type, guest and device on one processor.")
 PROBES = (
     f"Median of {RUNS} runs of {CYCLES} cycles on one boot, guest and devices on one processor, as in an assessment.")
 
@@ -133,18 +138,17 @@ def assess(target: str) -> str:
     return f"| {target} | {seconds:.0f} s | {first.partition(': ')[2]} |"
 
 
-def main() -> None:
-    """Measure everything, print it and write it down."""
-    console = Console()
-    where = f"{os.cpu_count()} processors, Python {sys.version.split()[0]}"
-    lines = [
-        "# Benchmarks", "",
-        f"`make bench`, {datetime.datetime.now(tz=datetime.UTC).date()}, {where}. Compare within a table alone.", "",
-        "## The device half of a queue", "", "| 4 KiB reads a second, interpreted, one process | |", "|---|---|",
-        f"| blk from memory, driver and device | {statistics.median(reads_a_second() for _ in range(RUNS)):,.0f} |", "",
-    ]
-    curves: list[Points] = []
+def ring_rows() -> list[str]:
+    """What the device half of a queue does."""
+    rate = statistics.median(reads_a_second() for _ in range(RUNS))
+    return [f"| blk from memory, driver and device | {rate:,.0f} |"]
 
+
+Step = tuple[str, str, list[str], list["Callable[[], list[str]]"]]
+
+
+def make_steps(curves: list[Points]) -> list[Step]:
+    """Return each table: its title, what is said of it, its head, and what measures its rows."""
     def curve(measure: Callable[[], tuple[list[str], Points]]) -> Callable[[], list[str]]:
         def run() -> list[str]:
             rows, points = measure()
@@ -152,7 +156,9 @@ def main() -> None:
             return rows
         return run
 
-    steps: list[tuple[str, str, list[str], list[Callable[[], list[str]]]]] = [
+    return [
+        ("## The device half of a queue", "", ["| 4 KiB reads a second, interpreted, one process | |", "|---|---|"],
+         [ring_rows]),
         ("## Memory", "Proportional set size; before this process loads what the rest needs.",
          ["| what | size |", "|---|---|"], [memory]),
         ("## Disks: Chamber and qemu-storage-daemon", DISKS,
@@ -172,15 +178,43 @@ def main() -> None:
         ("## Probe and remove on one guest", PROBES,
          ["| device | kernel options | cycles a second | range |", "|---|---|---|---|"],
          [on_one_processor(call) for call in (plain_cycles, partial(cycles, ()), partial(cycles, LOUD))]),
+        ("## Starts", STARTS,
+         ["| kernel | bus | device | probed after | range | off after |", "|---|---|---|---|---|---|"],
+         [on_one_processor(start_rows)]),
         ("## Fuzzing", FUZZING,
          ["| device | KASAN and UBSAN | executions a second | lies a second | executions, of VIA's 570 |",
           "|---|---|---|---|---|"], [fuzz_rows]),
         ("## A whole assessment", "After set-up.", ["| target | wall time | plan |", "|---|---|---|"],
          [lambda: [assess("model")], lambda: [assess("uml")]]),
     ]
-    for title, note, head, calls in steps:
+
+
+def _written() -> dict[str, list[str]]:
+    """Return what was written down before, by title."""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in OUT.read_text(encoding="utf-8").splitlines() if OUT.exists() else []:
+        if line.startswith("##"):
+            lines = sections[line] = []
+        lines.append(line)
+    return sections
+
+
+def main() -> None:
+    """Measure everything, or those tables alone whose titles have one of the words given; print it, write it down."""
+    console = Console()
+    words = [word.lower() for word in sys.argv[1:]]
+    where = f"{os.cpu_count()} processors, Python {sys.version.split()[0]}"
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    lines = ["# Benchmarks", "", HOW, ""]
+    before = _written()
+    curves: list[Points] = []
+    for title, note, head, calls in make_steps(curves):
+        if words and not any(word in title.lower() for word in words):
+            lines += before.get(title, [])
+            continue
         console.print(title, markup=False)
-        lines += [title, "", note, "", *head]
+        lines += [title, "", f"{today}, {where}. {note}".rstrip(), "", *head]
         for call in calls:
             try:
                 rows = call()
