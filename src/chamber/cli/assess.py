@@ -49,7 +49,7 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
 
 @click.command()
 @click.option("--target", "kinds", multiple=True, type=click.Choice(lab.KINDS),
-              help="What to attack; may be repeated. Default: every target that can be had here.")
+              help="What to attack; may be repeated. Default: model, and uml if it can be had here.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
 @click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in TYPES]),
               help="Only attacks in this device; may be repeated.")
@@ -104,7 +104,7 @@ def _open_targets(kinds: tuple[str, ...], kernel: Path | None) -> list[Target]:
     opened: list[Target] = []
     try:
         for kind in lab.KINDS:
-            if kinds and kind not in kinds:
+            if kind not in (kinds or lab.USUAL):
                 continue
             asked = kind in kinds or (kind == "uml" and kernel is not None)
             try:

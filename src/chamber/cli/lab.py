@@ -32,12 +32,12 @@ def list_targets() -> None:
                 about = {key: value for key, value in target.describe().items() if key != "kind"}
                 profiles = [p for p in targets.profiles_of(target) if p is not None]
         except TargetError as error:
-            click.echo(f"{kind:6} missing    {error}")
+            click.echo(f"{kind:7} missing    {error}")
             continue
         if profiles:
             about["profiles"] = profiles
         words = (f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}"
                  for key, value in about.items())
-        click.echo(f"{kind:6} available  {', '.join(words)}")
+        click.echo(f"{kind:7} available  {', '.join(words)}")
     for kernel in list_built():
         click.echo(f"kernel {lab_build.describe(kernel)}")
