@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
 
-COMMON = ("use", "inspect", "rebind", "reset", "shutdown")
+COMMON = ("use", "inspect", "rebind", "rescan", "reset", "shutdown")
 STIMULI_OF = [(device, name) for device in TYPES for name in (*COMMON, *sorted(STIMULI[device].keys() - set(COMMON)))]
 
 
@@ -47,6 +47,17 @@ def test_an_honest_device_is_served(device: DeviceType, stimulus: str, profile: 
         assert not observation.evidence
         assert not observation.refusals
         assert not observation.failure
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("ring", ["split", "packed"])
+@pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
+def test_an_honest_device_on_a_pci_bus_is_served(device: DeviceType, ring: str, profile: str) -> None:
+    scenario = Scenario(device, ("use", "rebind", "rescan", "use", "reset"), None, profile, 1, ring, pci=True)
+    observation = ModelTarget().run(scenario)
+    assert observation.served
+    assert not observation.evidence
+    assert not observation.refusals
 
 
 @pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)

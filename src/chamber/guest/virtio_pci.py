@@ -30,7 +30,7 @@ _NOWHERE: Final = Structure(MEMORY.stop, 0)
 class PciTransport:
     """The registers of what is in a slot (implements `chamber.platform.transport.Transport`).
 
-    It is looked at when a driver resets it for the first time, and never again.
+    It is looked at when a driver resets it for the first time, and not again until it is to be forgotten.
 
     Args:
         machine: the guest.
@@ -46,6 +46,11 @@ class PciTransport:
         self._found: VirtioFunction | None = None
         self._checks = machine.checks
         self._notify_off: dict[int, int] = {}
+        self._queues = 0
+
+    def forget(self) -> None:
+        """Know nothing of the function any more, as before it was found."""
+        self._found = None
         self._queues = 0
 
     @property

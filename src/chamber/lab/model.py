@@ -200,6 +200,12 @@ class _Run:
         if name == "rebind":
             return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
                        for _ in range(_REBINDS))
+        if name == "rescan":
+            transport = driver.transport
+            if isinstance(transport, PciTransport) and self._step("remove", driver.remove, prefix):
+                transport.forget()
+                return self._step("look again", driver.probe, prefix)
+            return not self._halted
         if name == "reset":
             return all(self._step(f"reset queue {index}", partial(driver.reset_queue, index), prefix)
                        for index in driver.queues)
