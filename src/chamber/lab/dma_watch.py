@@ -25,10 +25,10 @@ _MOST: Final = 8
 _SHOWN: Final = 32
 
 
-def pool_of(boot_log: str) -> range | None:
+def pool_of(log: str) -> range | None:
     """Return where a kernel's bounce pool is, by its own word; None if it has none."""
-    found = _POOL.search(boot_log)
-    return None if found is None else range(int(found[1], 16), int(found[2], 16) + 1)
+    found = _POOL.search(log)
+    return None if found is None else range(int(found[1], 16), int(found[2], 16))
 
 
 class DmaWatch:

@@ -81,7 +81,6 @@ class UmlGuest:
         more: the same for further devices.
         coverage: what its drivers execute, if its kernel counts that.
         sections: where its modules' code is: for each module, the addresses of its sections.
-        boot_log: what its kernel printed until its agent was ready.
 
     """
 
@@ -99,7 +98,6 @@ class UmlGuest:
         self.more: list[str] = []
         self.coverage: CoverageMap | None = None
         self.sections: dict[str, dict[str, int]] = {}
-        self.boot_log = ""
         self._sockets = dict(sockets or {})
         self._more = tuple(more)
         self._ids = dict.fromkeys(devices, DEVICE_ID) if pci else {}
@@ -204,7 +202,7 @@ class UmlGuest:
             answer = self.request(_BOOT_SECONDS, do="sections")
             self.sections = answer["sections"] if answer is not None else {}
             self.coverage.count(on=True)
-        self.boot_log += self.take_console()
+        self.take_console()
 
     # What the guest says.
 
@@ -298,6 +296,16 @@ class UmlGuest:
             self.drain()
             raise GuestDied(str(self.exit_status))
         return None
+
+    def log(self, word: str) -> list[str]:
+        """Return the lines of the kernel's log that have a word; its console shows fewer.
+
+        Raises:
+            GuestDied: the guest ended meanwhile.
+
+        """
+        answer = self.request(_BOOT_SECONDS, do="log", word=word)
+        return [] if answer is None else list(answer.get("lines", []))
 
     def drain(self) -> None:
         """Read all that the kernel has printed."""

@@ -20,6 +20,7 @@ from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
 from chamber.lab.uml_guest import GuestDied, UmlGuest
 from chamber.link.eventloop import EventLoop
+from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
     from chamber.lab.uml_kernel import UmlKernel
-    from chamber.wire.virtio import DeviceType
 
 __all__ = ("UmlRunner",)
 
@@ -46,6 +46,8 @@ _TRANSCRIPT_LIMIT: Final = 2000
 _WAKE_AFTER: Final = 0.06
 _WAKE_AGAIN: Final = 1.0
 _SPIN_SECONDS: Final = 0.0005
+_UNBOUNCED: Final = frozenset({DeviceType.BALLOON})
+"""Types whose driver in Linux takes ACCESS_PLATFORM back and bounces nothing, also with an honest host."""
 
 _WAITING: Final = re.compile(
     r"__switch_to|_*schedule|io_sched|wait_|_*wait_for|folio_|filemap_|do_read_cache|read_cache")
@@ -111,7 +113,8 @@ class UmlRunner:
         """Put a device into a PCI function."""
         function = VirtioPci(device)
         pool = self._pool
-        if pool is None:
+        assert pool is not None
+        if device.type in _UNBOUNCED:
             return PciOverVirtio(function)
         return PciOverVirtio(function, lambda dma: DmaWatch(dma, pool, function.ring_areas, self._dma_evidence.append))
 
@@ -153,12 +156,21 @@ class UmlRunner:
             providers = {kind: partial(self._provide, kind) for kind in self.kernel.devices}
             self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe,
                                    pci=self._pci)
-            self._pool = pool_of(self._guest.boot_log)
+            if self._pci:
+                self._pool = self._find_pool(self._guest)
             self._guest.asked = self._asked
             self._waking = False
             self.boots += 1
             self._pristine = True
         return self._guest
+
+    def _find_pool(self, guest: UmlGuest) -> range:
+        """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
+        pool = pool_of("\n".join(guest.log("software IO TLB")))
+        if pool is None:
+            self.discard()
+            raise TargetError(f"{self.kernel.path}: its log tells of no bounce pool")
+        return pool
 
     def _observe(self, data: bytes) -> None:
         self._leaks.saw(data)

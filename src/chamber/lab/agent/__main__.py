@@ -186,7 +186,13 @@ def _sections(_request: dict[str, object]) -> dict[str, object]:
     return {"sections": kernel.module_sections()}
 
 
-_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "sections": _sections,
+def _log(request: dict[str, object]) -> dict[str, object]:
+    """Say which lines of the kernel's log have a word."""
+    word = str(request["word"])
+    return {"lines": [line for line in kernel.log() if word in line]}
+
+
+_TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "log": _log, "sections": _sections,
           "stack": _stack, "work": _work}
 """What is asked for and answered at once, or refused with an error."""
 

@@ -17,6 +17,7 @@ __all__ = (
     "bind_platform",
     "check_slabs",
     "load_module",
+    "log",
     "module_sections",
     "mount",
     "pci_functions",
@@ -55,6 +56,22 @@ def mount(source: str, target: str, kind: str, options: str = "") -> None:
     """Mount a file system, if it is not mounted yet."""
     if not os.path.ismount(target):
         _check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options.encode()), f"mount {target}")
+
+
+def log() -> list[str]:
+    """Return the records of the kernel's log, those that the console does not show as well."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    records = []
+    try:
+        while True:
+            try:
+                records.append(os.read(fd, 8192).decode(errors="replace"))
+            except BlockingIOError:
+                return records
+            except BrokenPipeError:
+                continue  # some were overwritten meanwhile
+    finally:
+        os.close(fd)
 
 
 def load_module(path: Path) -> None:
