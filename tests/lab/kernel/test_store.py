@@ -59,6 +59,13 @@ def test_a_kernel_as_its_authors_wrote_it_is_meant_before_a_newer_one_that_was_e
     assert find_built("6.12-kasan-undo").edits
 
 
+def test_a_kernel_that_notices_is_meant_before_a_newer_one_that_does_not() -> None:
+    loud = store("7.3-kasan", 2, ("kasan", "coverage"))
+    store("7.3-coverage", 7, ("coverage",))
+    assert find_built("7.3") == loud
+    assert find_built("7.3-cov").built == 7
+
+
 def test_the_newest_kernel_that_notices_is_one_that_counts_and_was_not_edited() -> None:
     with pytest.raises(TargetError, match="no kernel here that counts"):
         find_noticing()

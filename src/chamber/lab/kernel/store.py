@@ -91,7 +91,9 @@ def list_built() -> list[BuiltKernel]:
 
 
 def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
-    """Return a kernel by its name, or the newest whose name begins so, one that was not edited if there is one.
+    """Return a kernel by its name, or one whose name begins so.
+
+    Of several, one that was not edited is meant, then one with KASAN, then the newest.
 
     Raises:
         TargetError: there is none; or more than one, and it has to be `alone`.
@@ -102,7 +104,7 @@ def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
     if not found or (alone and len(exact or found) > 1):
         what = f"{len(found)} kernels are called so" if found else "no kernel of that name was built"
         raise TargetError(f"{name}: {what}: see chamber lab list")
-    return (exact or [kernel for kernel in found if not kernel.edits] or found)[-1]
+    return max(exact or found, key=lambda kernel: (not kernel.edits, "kasan" in kernel.options, kernel.built))
 
 
 def find_noticing() -> BuiltKernel:
