@@ -166,7 +166,10 @@ class UmlRunner:
 
     def _find_pool(self, guest: UmlGuest) -> range:
         """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
-        pool = pool_of("\n".join(guest.log("software IO TLB")))
+        try:
+            pool = pool_of("\n".join(guest.log("software IO TLB")))
+        except GuestDied:
+            pool = None
         if pool is None:
             self.discard()
             raise TargetError(f"{self.kernel.path}: its log tells of no bounce pool")
