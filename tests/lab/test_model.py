@@ -9,6 +9,7 @@ import pytest
 
 from chamber.assess.engine import run_plan
 from chamber.assess.plan import make_plan
+from chamber.assess.verdict import Verdict
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import catalogue, find
 from chamber.attacks.ring import Withheld
@@ -192,4 +193,5 @@ def test_the_hardened_guest_keeps_its_memory_and_its_secrets(spec: AttackSpec) -
 def test_an_attack_on_a_pci_bus_acts_in_a_worker_process_too() -> None:
     spec = find("blk-pci-next-loop")
     outcome = run_plan(make_plan(ModelTarget(), [spec], profiles=("bare",)), jobs=2, make_target=ModelTarget)
-    assert [result.verdict.value for result in outcome.results] == ["held"]
+    (result,) = outcome.results
+    assert result.verdict is not Verdict.INCONCLUSIVE, result.note
