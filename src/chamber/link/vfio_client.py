@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from chamber.link.channel import Frame, Gone
 from chamber.link.vfio_user import VfioStream
 from chamber.wire.errors import WireError
 from chamber.wire.vfio_user import (
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from chamber.link.channel import Frame
     from chamber.wire.vfio_user import Payload
 
 __all__ = ("ServerError", "VfioClient")
@@ -137,14 +136,9 @@ class VfioClient:
 
     def reply(self, message_id: int) -> Frame[Header]:
         """Wait for a reply; serve what the server asks for meanwhile."""
-        poller = select.poll()
-        poller.register(self._stream.fileno(), select.POLLIN)
         while True:
-            frame = self._stream.receive()
-            if frame is None:
-                if not poller.poll(_SECONDS * 1000):
-                    raise Gone("the server does not answer")
-            elif not frame.header.is_reply:
+            frame = self._stream.wait(_SECONDS)
+            if not frame.header.is_reply:
                 with contextlib.closing(frame):
                     self._serve(frame)
             elif frame.header.message_id == message_id:

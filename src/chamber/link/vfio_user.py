@@ -110,6 +110,21 @@ class VfioStream(FdStream[Header]):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock, FrameReader(), MAX_FDS, "vfio-user, Header")
 
+    def wait(self, seconds: float) -> Frame[Header]:
+        """Return the next message, waited for.
+
+        Raises:
+            Gone: end of the connection, or nothing came.
+            WireError: the peer does not speak the protocol.
+
+        """
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        while (frame := self.receive()) is None:
+            if not poller.poll(seconds * 1000):
+                raise Gone("the peer does not answer")
+        return frame
+
     def _send_rest(self, data: memoryview) -> None:
         poller = select.poll()
         poller.register(self._socket, select.POLLOUT)
@@ -424,32 +439,26 @@ class VfioSession:
         message_id = self._next_id
         try:
             self._stream.send_frame(encode(message_id, command, payload.pack()))
-            frame = self._await(message_id)
-        except Gone as error:
+            with contextlib.closing(self._await(message_id)) as frame:
+                if frame.header.failed or frame.header.command != command:
+                    raise DmaFault(payload.address, payload.count, command.name,
+                                   f"the client answers with error {frame.header.error}")
+                return DmaTransfer.unpack(frame.data)
+        except (Gone, WireError) as error:
+            # Whoever asks is a device at work, which knows of memory and of no protocol.
             raise DmaFault(payload.address, payload.count, command.name, str(error)) from None
-        with contextlib.closing(frame):
-            if frame.header.failed or frame.header.command != command:
-                raise DmaFault(payload.address, payload.count, command.name,
-                               f"the client answers with error {frame.header.error}")
-            return DmaTransfer.unpack(frame.data)
 
     def _await(self, message_id: int) -> Frame[Header]:
         """Wait for one reply; commands that come before it are handled after whatever needs it."""
-        poller = select.poll()
-        poller.register(self._stream.fileno(), select.POLLIN)
         while True:
-            frame = self._stream.receive()
-            if frame is None:
-                if not poller.poll(_REMOTE_SECONDS * 1000):
-                    raise Gone("the client does not answer")
-            elif frame.header.is_reply and frame.header.message_id == message_id:
+            frame = self._stream.wait(_REMOTE_SECONDS)
+            if frame.header.is_reply and frame.header.message_id == message_id:
                 return frame
-            elif frame.header.is_reply or len(self._queued) >= _MOST_QUEUED:
+            if frame.header.is_reply or len(self._queued) >= _MOST_QUEUED:
                 frame.close()
                 raise Gone("the client answers something else")
-            else:
-                self._queued.append(frame)
-                self._pump_soon()
+            self._queued.append(frame)
+            self._pump_soon()
 
     # The end.
 
