@@ -78,6 +78,7 @@ class VirtioPci:
         device: as given.
         function: the function, honest.
         dma: guest memory.
+        window_open: whether the window through configuration space leads anywhere.
         capabilities: where each of the capabilities is in configuration space, by type.
 
     """
@@ -85,6 +86,7 @@ class VirtioPci:
     def __init__(self, device: Device, *, vectors: int | None = None) -> None:
         self.device = device
         self.dma: Dma = _NoDma()
+        self.window_open = True
         self.capabilities: dict[CapabilityType, int] = {}
         device.offer(bit(Feature.ACCESS_PLATFORM))
         self.function = PciFunction(vendor=VENDOR_ID, device=DEVICE_ID_BASE + device.type, subsystem_vendor=VENDOR_ID,
@@ -201,6 +203,10 @@ class VirtioPci:
         """Reset the function, as when it leaves its bus, or is told to."""
         self.function.reset()
 
+    def reset_device(self) -> None:
+        """Reset the virtio device as status 0 does; configuration space stays."""
+        self._reset()
+
     # Interrupts.
 
     def _memory(self) -> Dma:
@@ -241,11 +247,12 @@ class VirtioPci:
         self._common.reset()
 
     def _window(self) -> tuple[int, int, int] | None:
-        """Return bar, offset and length that a guest chose; None if the specification does not allow them."""
+        """Return bar, offset and length that a guest chose; None if they lead nowhere."""
         at = self.capabilities[CapabilityType.PCI_CFG]
         fields = PCI_CFG_CAPABILITY.unpack(self.function.config, at)
         length, offset = fields["length"], fields["offset"]
-        return None if length not in {1, 2, 4} or offset % length else (fields["bar"], offset, length)
+        legal = self.window_open and length in {1, 2, 4} and not offset % length
+        return (fields["bar"], offset, length) if legal else None
 
     def _window_read(self, offset: int, size: int) -> bytes:
         window = self._window()

@@ -276,6 +276,13 @@ class PciFunction:
         """Whether the guest has switched MSI-X on."""
         return self.msix is not None and self.msix.enabled
 
+    @property
+    def msix_control(self) -> int:
+        """Message control of MSI-X, 0 where there is none."""
+        if self.msix is None:
+            return 0
+        return int.from_bytes(self.config[self._msix_control:self._msix_control + 2], "little")
+
     def signal(self, vector: int) -> None:
         """Raise an interrupt by MSI-X, if a guest wants it so; an entry that there is not is none."""
         # A message is a write to memory, and needs the right to master the bus as any other does.
@@ -311,6 +318,6 @@ class PciFunction:
 
     def _msix_written(self, _offset: int, _data: bytes) -> None:
         assert self.msix is not None
-        control = int.from_bytes(self.config[self._msix_control:self._msix_control + 2], "little")
+        control = self.msix_control
         self.msix.set_control(enabled=bool(control & MsixControl.ENABLE),
                               masked=bool(control & MsixControl.FUNCTION_MASK))

@@ -71,6 +71,7 @@ class CapabilityId(enum.IntEnum):
     VENDOR = 0x09
     EXPRESS = 0x10
     MSIX = 0x11
+    ENHANCED_ALLOCATION = 0x14
 
 
 class ExtendedId(enum.IntEnum):
@@ -78,13 +79,23 @@ class ExtendedId(enum.IntEnum):
 
     NULL = 0x0000
     VENDOR = 0x000B
+    ARI = 0x000E
     SRIOV = 0x0010
+    MULTICAST = 0x0012
+    PAGE_REQUEST = 0x0013
+    RESIZABLE_BAR = 0x0015
+    PASID = 0x001B
+    VF_RESIZABLE_BAR = 0x0024
     DOE = 0x002E
+    IDE = 0x0030
 
 
 class ExpressControl(enum.IntFlag):
     """Device control of a PCI Express capability (7.5.3.4)."""
 
+    EXTENDED_TAG = 1 << 8
+    PHANTOM_FUNCTIONS = 1 << 9
+    NO_SNOOP = 1 << 11
     FLR = 1 << 15
 
 
