@@ -202,7 +202,7 @@ class Tdi:
 
     # Memory requests.
 
-    def _admits(self, bar: int, *, trusted: bool) -> bool:
+    def admits(self, bar: int, *, trusted: bool) -> bool:
         """Whether a request may go on: what is the TEE's is reached with the T bit and in RUN, all else without it."""
         if not self._locked:
             return not trusted
@@ -213,11 +213,11 @@ class Tdi:
 
     def access_read(self, bar: int, offset: int, size: int, *, trusted: bool) -> bytes:
         """Serve a read; one that is rejected has all bits set, as an unsupported request has at its requester."""
-        return self.virtio.read_bar(bar, offset, size) if self._admits(bar, trusted=trusted) else b"\xff" * size
+        return self.virtio.read_bar(bar, offset, size) if self.admits(bar, trusted=trusted) else b"\xff" * size
 
     def access_write(self, bar: int, offset: int, data: bytes, *, trusted: bool) -> None:
         """Take a write; one that is rejected is dropped."""
-        if self._admits(bar, trusted=trusted):
+        if self.admits(bar, trusted=trusted):
             self.virtio.write_bar(bar, offset, data)
 
     def _function_reset(self) -> None:

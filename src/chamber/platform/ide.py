@@ -174,14 +174,22 @@ class IdeStream:
 
     def stop(self, sub_stream: SubStream, *, transmit: bool, key_set: int) -> None:
         """Use a key no longer; the stream is Insecure if it was in use. After all of them it is as new."""
+        was_secure = self.state is StreamState.SECURE
         lane = self._lane(sub_stream, transmit=transmit)
         lane.forget(key_set)
         if lane.key_set == key_set:
             lane.key_set = None
         if lane.next == key_set:
             lane.next = None
-        if all(lane.key_set is None for lane in self._lanes()):
+        if was_secure and self.state is not StreamState.SECURE:
+            self.failed("a key in use was stopped")
+        if self.is_new:
             self.close()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no key is in use."""
+        return all(lane.key_set is None for lane in self._lanes())
 
     def close(self) -> None:
         """Forget all keys; as new."""
