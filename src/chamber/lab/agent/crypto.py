@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.lab.agent import kernel
+from chamber.lab.agent import kernel, keys
 from chamber.lab.agent.disk import compare
 from chamber.lab.agent.patience import patient
 
@@ -44,8 +44,17 @@ def encrypt() -> None:
     compare(_crypt(_KEY, _PLAIN, socket.ALG_OP_ENCRYPT), _SEALED, "ciphertext")
 
 
+def decrypt_with_key_pair(report: Report) -> None:
+    """Decrypt with a key pair, where the kernel has such keys."""
+    with report.step("decrypt with a key pair"), keys.key_pair(keys.KEY_PAIR) as pair:
+        if pair is None:
+            report.note("the kernel has no asymmetric keys")
+        else:
+            compare(keys.decrypt(pair, keys.SEALED, len(keys.PLAIN)), keys.PLAIN, "plaintext")
+
+
 def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
-    """Encrypt and decrypt, and compare with what was published; then more than a page."""
+    """Encrypt and decrypt, compare with what was published; then more than a page, and with a key pair."""
     if not report.attempt("encrypt", encrypt):
         return
     with report.step("decrypt"):
@@ -55,6 +64,7 @@ def use(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature fo
         # and those that no device wrote are copied back over the result: wrong data, however honest the device.
         data = bytes(range(256)) * (4 if kernel.pci_functions() else 48)
         compare(_crypt(_KEY, _crypt(_KEY, data, socket.ALG_OP_ENCRYPT), socket.ALG_OP_DECRYPT), data, "plaintext")
+    decrypt_with_key_pair(report)
 
 
 def inspect(virtio: str, report: Report) -> None:

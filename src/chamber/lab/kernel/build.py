@@ -203,7 +203,9 @@ def _keep(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], o
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "modules").mkdir(parents=True)
-    modules = {path.stem.replace("-", "_"): path for path in out.rglob("*.ko")}
+    # What the last build made: a module that was built before and is part of the kernel now still lies there.
+    listed = (out / Path(line).with_suffix(".ko") for line in (out / "modules.order").read_text("utf-8").splitlines())
+    modules = {path.stem.replace("-", "_"): path for path in listed}
     (part / "debug").mkdir()
     for path in modules.values():
         shutil.copy2(path, part / "debug")
