@@ -6,7 +6,7 @@ order in which it is applied:
 ==============  ========================================================================================
 inconclusive    the baseline was not run, failed, was not served or showed harm of its own
 inconclusive    the harness could not run the scenario
-inconclusive    the attack did not get to act
+inconclusive    the attack did not get to act, and no policy kept the device from being probed
 broken          an oracle saw memory safety lost
 leaked          an oracle saw bytes on the host's side that the guest never meant to share
 deceived        an oracle saw the guest take wrong, stale or foreign data for genuine
@@ -93,7 +93,7 @@ def baseline_fault(baseline: Observation | None) -> str:
         return f"its honest baseline could not be run: {baseline.failure}"
     if baseline.evidence:
         return f"its honest baseline shows harm as well: {baseline.evidence[0].signature}"
-    if not baseline.served:
+    if not baseline.served and not baseline.unprobed:
         return "its honest baseline was not served" + "".join(f": {r}" for r in baseline.refusals[:1])
     return ""
 
@@ -104,7 +104,7 @@ def judge(observation: Observation, baseline: Observation | None) -> Judgement:
     reason = baseline_fault(baseline)
     if not reason and observation.failure:
         reason = f"the harness failed: {observation.failure}"
-    if not reason and not observation.strikes:
+    if not reason and not observation.strikes and not observation.unprobed:
         reason = "the attack did not get to act"
     if reason:
         return Judgement(Verdict.INCONCLUSIVE, note=f"{reason} (seen nevertheless: {seen})" if seen else reason)

@@ -24,6 +24,7 @@ from chamber.cli.progress import make_progress
 from chamber.cli.summary import print_summary
 from chamber.cli.terminal import make_console
 from chamber.device.catalogue import TYPES
+from chamber.guest.policy_file import load_policy
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from chamber.assess.engine import Outcome
     from chamber.attacks.attack import AttackSpec
+    from chamber.guest.policy import Policy
     from chamber.lab.observation import Target
 
 __all__ = ("assess",)
@@ -56,6 +58,7 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
 @click.option("--attack", "names", multiple=True, help="Only this attack; may be repeated.")
 @click.option("--profile", "profiles", multiple=True,
               help="Only this set of protections of the model; may be repeated.")
+@click.option("--policy", "policy_name", help="A policy that the model's profile hardened keeps (chamber filter list).")
 @click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="processors",
               help="Scenarios to run at once.")
 @click.option("--seed", type=click.IntRange(0, 2**63), default=1, show_default=True,
@@ -67,18 +70,19 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
 @click.option("--fail-on", "fail_on", default="", callback=_verdicts, metavar="VERDICTS",
               help="Exit with status 1 if one of these occurs, such as broken,leaked,deceived.")
 def assess(kinds: tuple[str, ...], kernel: Path | None, devices: tuple[str, ...], names: tuple[str, ...],
-           profiles: tuple[str, ...], jobs: int, seed: int, repeat: int, out: Path,
+           profiles: tuple[str, ...], policy_name: str | None, jobs: int, seed: int, repeat: int, out: Path,
            fail_on: frozenset[Verdict]) -> int:
     """Attack guests with every malicious device of the catalogue and report what happened."""
     chosen = _choose(devices, names)
     if kernel is not None and kinds and not lab.BOOTING & set(kinds):
         raise click.UsageError(f"--kernel goes with --target {' or '.join(sorted(lab.BOOTING))}")
     with InterruptOnce() as interrupt:
-        open_targets = _open_targets(kinds, kernel)
+        policy = None if policy_name is None else load_policy(policy_name)
+        open_targets = _open_targets(kinds, kernel, policy)
         try:
-            plans = _plan(open_targets, chosen, profiles, range(seed, seed + repeat), kernel)
+            plans = _plan(open_targets, chosen, profiles, range(seed, seed + repeat), kernel, policy_name)
             prepare(out)
-            report = _run(plans, jobs, seed, kernel)
+            report = _run(plans, jobs, seed, kernel, policy)
         finally:
             for target in open_targets:
                 target.close()
@@ -99,7 +103,7 @@ def _choose(devices: tuple[str, ...], names: tuple[str, ...]) -> tuple[AttackSpe
     return chosen
 
 
-def _open_targets(kinds: tuple[str, ...], kernel: Path | None) -> list[Target]:
+def _open_targets(kinds: tuple[str, ...], kernel: Path | None, policy: Policy | None) -> list[Target]:
     """Make the targets; one that nobody asked for by name may be missing."""
     opened: list[Target] = []
     try:
@@ -108,7 +112,7 @@ def _open_targets(kinds: tuple[str, ...], kernel: Path | None) -> list[Target]:
                 continue
             asked = kind in kinds or (kind == "uml" and kernel is not None)
             try:
-                opened.append(lab.make_target(kind, kernel if kind in lab.BOOTING else None))
+                opened.append(lab.make_target(kind, kernel if kind in lab.BOOTING else None, policy=policy))
             except TargetError as error:
                 if asked:
                     raise
@@ -123,7 +127,7 @@ def _open_targets(kinds: tuple[str, ...], kernel: Path | None) -> list[Target]:
 
 
 def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[str, ...], seeds: range,
-          kernel: Path | None) -> list[Plan]:
+          kernel: Path | None, policy_name: str | None) -> list[Plan]:
     known = [str(p) for target in opened for p in lab.profiles_of(target) if p is not None]
     for profile in profiles:
         if profile not in known:
@@ -131,7 +135,11 @@ def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[
     plans = []
     for target in opened:
         columns = [p for p in lab.profiles_of(target) if p is None or not profiles or p in profiles]
-        options = _kernel_option(kernel) if kernel is not None and target.kind in lab.BOOTING else ()
+        options: tuple[str, ...] = ()
+        if kernel is not None and target.kind in lab.BOOTING:
+            options = _path_option("--kernel", str(kernel))
+        elif policy_name is not None and target.kind not in lab.BOOTING:
+            options = _path_option("--policy", policy_name)
         plan = make_plan(target, chosen, profiles=columns, seeds=seeds, replay_options=options)
         if plan.scenarios:
             plans.append(plan)
@@ -140,12 +148,13 @@ def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[
     return plans
 
 
-def _kernel_option(kernel: Path) -> tuple[str, ...]:
-    """Return the option that names a kernel from wherever it is given: its path, or the name of one built here."""
-    return "--kernel", str(kernel.resolve()) if kernel.exists() else str(kernel)
+def _path_option(option: str, value: str) -> tuple[str, ...]:
+    """Return an option that names a file from wherever it is given, or what Chamber itself has under that name."""
+    path = Path(value)
+    return option, str(path.resolve()) if path.exists() else value
 
 
-def _run(plans: list[Plan], jobs: int, seed: int, kernel: Path | None) -> Report:
+def _run(plans: list[Plan], jobs: int, seed: int, kernel: Path | None, policy: Policy | None) -> Report:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
     outcomes: list[Outcome] = []
@@ -154,7 +163,7 @@ def _run(plans: list[Plan], jobs: int, seed: int, kernel: Path | None) -> Report
         with make_progress(make_console(stderr=True)) as progress:
             for plan in plans:
                 progress.begin(plan)
-                make: Callable[[], Target] = partial(lab.make_target, plan.target.kind, kernel)
+                make: Callable[[], Target] = partial(lab.make_target, plan.target.kind, kernel, policy=policy)
                 outcomes.append(run_plan(plan, jobs=jobs, make_target=make, on_done=progress.done))
                 if outcomes[-1].interrupted:
                     interrupted = True

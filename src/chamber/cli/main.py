@@ -16,11 +16,13 @@ from chamber.cli.assess import assess
 from chamber.cli.attacks import attacks
 from chamber.cli.bench import bench
 from chamber.cli.drive import drive
+from chamber.cli.filter import filter_group
 from chamber.cli.fuzz import fuzz
 from chamber.cli.lab import lab
 from chamber.cli.replay import replay
 from chamber.cli.serve import serve
 from chamber.fuzz.settings import CampaignError
+from chamber.guest.policy_file import PolicyError
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def chamber() -> None:
     """Put a malicious host in front of a guest's virtio drivers and see what happens."""
 
 
-for _command in (assess, attacks, fuzz, replay, serve, drive, lab, bench):
+for _command in (assess, attacks, fuzz, replay, serve, drive, filter_group, lab, bench):
     chamber.add_command(_command)
 
 
@@ -52,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         status = chamber.main(list(arguments) or ["--help"], prog_name="chamber", standalone_mode=False)
     except click.ClickException as error:
         return _complain(error.format_message())
-    except (CampaignError, TargetError, OutputError, ReportError, UnknownAttackError) as error:
+    except (CampaignError, PolicyError, TargetError, OutputError, ReportError, UnknownAttackError) as error:
         return _complain(str(error))
     except click.Abort:
         return INTERRUPTED

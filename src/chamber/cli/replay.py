@@ -21,6 +21,7 @@ from chamber.cli import targets
 from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.replay_fuzz import replay_finding
 from chamber.cli.terminal import STYLES, make_console
+from chamber.guest.policy_file import load_policy
 from chamber.lab.observation import Scenario
 
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ class _Asked:
               help="Where random choices come from. Default: as reported, or 1.")
 @click.option("--target", type=click.Choice(["uml", "model"]), help="Where to replay what `chamber fuzz` found.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
+@click.option("--policy", help="The policy that the model's profile hardened keeps.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),
               help="Write what crosses the boundary to a pcapng file, and its transcript beside it.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("chamber-out"), show_default=True,
               help="Folder with the report.")
-def replay(finding: str, seed: int | None, target: str | None, kernel: Path | None, capture_path: Path | None,
-           out: Path) -> int:
+def replay(finding: str, seed: int | None, target: str | None, kernel: Path | None, policy: str | None,
+           capture_path: Path | None, out: Path) -> int:
     """Run one scenario again and show everything.
 
     FINDING is the id of a finding in the report, TARGET:ATTACK[:PROFILE], or the folder of what `chamber fuzz` found.
@@ -73,7 +75,8 @@ def replay(finding: str, seed: int | None, target: str | None, kernel: Path | No
         capture = targets.open_capture(capture_path)
         if capture is not None:
             stack.enter_context(capture)
-        chosen = targets.make_target(asked.target, kernel if asked.target in targets.BOOTING else None, capture)
+        chosen = targets.make_target(asked.target, kernel if asked.target in targets.BOOTING else None, capture,
+                                     None if policy is None else load_policy(policy))
         stack.callback(chosen.close)
         result = _run(chosen, asked, make_console())
     if asked.reported is None:

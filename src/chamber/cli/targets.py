@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from chamber.guest.policy import Policy
     from chamber.lab.observation import Target
 
 __all__ = ("BOOTING", "KINDS", "USUAL", "make_target", "profiles_of", "unknown")
@@ -32,13 +33,15 @@ BOOTING: Final = frozenset({"uml", "uml-pci"})
 _LISTED: Final = 12
 
 
-def make_target(kind: str, kernel: Path | None = None, capture: CaptureFile | None = None) -> Target:
+def make_target(kind: str, kernel: Path | None = None, capture: CaptureFile | None = None,
+                policy: Policy | None = None) -> Target:
     """Make a target.
 
     Args:
         kind: one of `KINDS`.
         kernel: what to boot, for targets that boot something; None for the default.
         capture: where to write down what crosses the boundary.
+        policy: which devices the guest probes; of the model only.
 
     Raises:
         TargetError: it cannot be had on this machine.
@@ -51,7 +54,7 @@ def make_target(kind: str, kernel: Path | None = None, capture: CaptureFile | No
         if error.name != module:
             raise
         raise TargetError(f"target {kind} is not part of this installation ({module} is missing)") from None
-    target: Target = found(kernel, capture=capture) if kind in BOOTING else found(capture=capture)
+    target: Target = found(kernel, capture=capture) if kind in BOOTING else found(capture=capture, policy=policy)
     return target
 
 

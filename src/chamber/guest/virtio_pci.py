@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.guest.pci import Structure, find_function
 from chamber.platform.pci_bus import MEMORY, MSI_ADDRESS
-from chamber.wire.pci import MSIX_ENTRY, MsixControl
+from chamber.platform.transport import Identity
+from chamber.wire.pci import HEADER, MSIX_ENTRY, MsixControl
 from chamber.wire.virtio import Status
-from chamber.wire.virtio_pci import COMMON, NO_VECTOR, CapabilityType
+from chamber.wire.virtio_pci import COMMON, DEVICE_ID_BASE, NO_VECTOR, CapabilityType
 
 if TYPE_CHECKING:
     from chamber.guest.machine import GuestMachine
@@ -95,6 +96,12 @@ class PciTransport:
                 return
             self._machine.settle(_POLL_SECONDS)
         self._checks.require(False, rule, _SPEC, f"{_POLLS} reads")
+
+    def identity(self) -> Identity:
+        """Who the function is: its vendor and device ids alone are read."""
+        vendor, device = (int.from_bytes(self._bus.read_config(self._slot, HEADER[name].offset, 2), "little")
+                          for name in ("vendor", "device"))
+        return Identity("pci", vendor, device - DEVICE_ID_BASE, str(self._slot))
 
     def device_type(self) -> int:
         """Virtio device id."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.guest.machine import GuestMachine
 from chamber.link.frontend import SharedFile
 from chamber.platform.scheduler import Scheduler
+from chamber.platform.transport import Identity
 from chamber.wire.vhost_user import ProtocolFeature
 from chamber.wire.virtio import DeviceType, Status
 
@@ -126,6 +127,10 @@ class BackendTransport:
         self._machine.scheduler.step()
         self._pause(0.0)
         self._machine.interrupts.deliver()
+
+    def identity(self) -> Identity:
+        """Who the device is."""
+        return Identity("mmio", None, self.device_type(), "0")
 
     def device_type(self) -> int:
         """Virtio device id."""

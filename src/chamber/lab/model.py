@@ -13,7 +13,9 @@ from chamber.device.catalogue import make_device
 from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.bounce import PoolFull
 from chamber.guest.driver import DeviceTimeout, Refused
+from chamber.guest.filter import admit
 from chamber.guest.machine import GuestMachine
+from chamber.guest.policy import Admissions
 from chamber.guest.profile import PROFILES
 from chamber.guest.untrusted import DeviceViolation
 from chamber.guest.virtio_pci import PciTransport
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.device.capture import CaptureFile
     from chamber.guest.driver import VirtioDriver
+    from chamber.guest.policy import Policy
     from chamber.guest.profile import Profile
     from chamber.lab.observation import Scenario
     from chamber.platform.transport import Transport
@@ -56,18 +59,21 @@ class ModelTarget:
 
     Args:
         capture: where to write down what crosses the boundary, on the guest's clock.
+        policy: which devices the guest probes, and how, in profiles that filter.
 
     """
 
     kind: Final = "model"
     profiles: Final = tuple(PROFILES)
 
-    def __init__(self, capture: CaptureFile | None = None) -> None:
+    def __init__(self, capture: CaptureFile | None = None, policy: Policy | None = None) -> None:
         self._capture = capture
+        self.policy = policy
 
     def describe(self) -> dict[str, object]:
         """What the report says about this target."""
-        return {"kind": self.kind, "profiles": list(self.profiles)}
+        known = {} if self.policy is None else {"policy": self.policy.name}
+        return {"kind": self.kind, "profiles": list(self.profiles), **known}
 
     def make_machine(self, profile: Profile, seed: int) -> GuestMachine:
         """A fresh guest."""
@@ -94,7 +100,7 @@ class ModelTarget:
         run = _Run(scenario, self._capture, self)
         try:
             run.attack()
-            if scenario.attack is not None:
+            if scenario.attack is not None and not run.observation.unprobed:
                 run.afterwards()
         finally:
             run.close()
@@ -116,6 +122,7 @@ class _Run:
         self._halted = False
         self._seen: set[str] = set()
         self._device: Device | None = None
+        self._bare: Transport | None = None
         self._capture = capture
         if capture is not None:
             capture.clock = lambda: self._machine.scheduler.now
@@ -177,18 +184,33 @@ class _Run:
         seen_by_device = _Watch(machine)
         machine.memory.host.observer = seen_by_device.saw
         with self._target.joined(machine, device, pci=scenario.pci) as transport:
+            self._bare = transport
             driver = DRIVERS[scenario.device](machine, transport)
-            served = self._step("probe", driver.probe, prefix)
+            admitted = self._admitted(driver, prefix)
+            served = admitted and self._step("probe", driver.probe, prefix)
             if served:
                 for name in scenario.stimuli:
                     served = self._stimulus(name, driver, device, prefix) and served
-            if not self._halted and "shutdown" not in scenario.stimuli:
+            if admitted and not self._halted and "shutdown" not in scenario.stimuli:
                 served = self._step("remove", driver.remove, prefix) and served
             self._step("wait", lambda: machine.settle(_AFTER_SECONDS), prefix)
         machine.heap.check_all()
         self._judge(driver, attack, seen_by_device, prefix)
         observation.completed = not self._halted
         observation.served = served and len(observation.evidence) == known and not driver.violations
+
+    def _admitted(self, driver: VirtioDriver, prefix: str) -> bool:
+        """Whether the guest's policy lets the driver at its device; if so, it stands between them from now on."""
+        policy = self._target.policy
+        if policy is None or not self._machine.profile.filtered:
+            return True
+        admissions = Admissions(policy)
+
+        def look() -> None:
+            driver.transport = admit(admissions, driver.transport, driver.config_layout)
+
+        self.observation.unprobed = not self._step("look at the device", look, prefix)
+        return not self.observation.unprobed
 
     def _stimulus(self, name: str, driver: VirtioDriver, device: Device, prefix: str) -> bool:
         if self._halted:
@@ -201,10 +223,11 @@ class _Run:
             return all(self._step("remove", driver.remove, prefix) and self._step("probe again", driver.probe, prefix)
                        for _ in range(_REBINDS))
         if name == "rescan":
-            transport = driver.transport
-            if isinstance(transport, PciTransport) and self._step("remove", driver.remove, prefix):
-                transport.forget()
-                return self._step("look again", driver.probe, prefix)
+            bare = self._bare
+            if isinstance(bare, PciTransport) and self._step("remove", driver.remove, prefix):
+                bare.forget()
+                driver.transport = bare
+                return self._admitted(driver, prefix) and self._step("look again", driver.probe, prefix)
             return not self._halted
         if name == "reset":
             return all(self._step(f"reset queue {index}", partial(driver.reset_queue, index), prefix)

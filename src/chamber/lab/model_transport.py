@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chamber.wire.virtio import Status
+from chamber.platform.transport import Identity
+from chamber.wire.virtio import Feature, Status, bit
 
 if TYPE_CHECKING:
     from chamber.device.base import Device
@@ -29,6 +30,8 @@ class ModelTransport:
         self._machine = machine
         self._device = device
         self._status = 0
+        if machine.profile.private:
+            device.offer(bit(Feature.ACCESS_PLATFORM))
         device.config_interrupt = lambda: machine.interrupts.assert_vector(0)
         device.schedule = machine.scheduler.call_later
         if device.device_memory is not None:
@@ -37,6 +40,10 @@ class ModelTransport:
     def _settle(self) -> None:
         self._machine.scheduler.step()
         self._machine.interrupts.deliver()
+
+    def identity(self) -> Identity:
+        """Who the device is."""
+        return Identity("mmio", None, self.device_type(), "0")
 
     def device_type(self) -> int:
         """Virtio device id."""

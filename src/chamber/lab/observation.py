@@ -52,6 +52,7 @@ class Observation:
         refusals: clean errors by which the guest turned something down; they are no harm.
         completed: the stimuli ran to their end, whether the guest was served or refused cleanly.
         served: the stimuli ended with the right data; what a baseline must reach.
+        unprobed: the guest's policy kept the device out: nothing but its identity was read.
         transcript: one line per event.
         console: what the guest's kernel printed.
         seconds: wall time.
@@ -65,6 +66,7 @@ class Observation:
     refusals: list[str] = field(default_factory=list)
     completed: bool = False
     served: bool = False
+    unprobed: bool = False
     transcript: list[str] = field(default_factory=list)
     console: str = ""
     seconds: float = 0.0

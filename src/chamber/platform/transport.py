@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ("Transport",)
+__all__ = ("Identity", "Transport")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a device says that it is, and where it is found; all of it is the host's word.
+
+    Attributes:
+        transport: ``pci`` or ``mmio``.
+        vendor: vendor id; None where the transport has none.
+        device_type: virtio id.
+        position: where on its bus.
+
+    """
+
+    transport: str
+    vendor: int | None
+    device_type: int
+    position: str
+
+    def __str__(self) -> str:
+        vendor = "" if self.vendor is None else f", vendor {self.vendor:#06x}"
+        return f"virtio id {self.device_type}{vendor}, {self.transport} {self.position}"
 
 
 class Transport(Protocol):
     """A virtio transport as the driver sees it. Nothing that it returns can be trusted."""
+
+    def identity(self) -> Identity:
+        """Who the device is; nothing else of it is read."""
+        ...
 
     def device_type(self) -> int:
         """Virtio device id."""

@@ -1,0 +1,1 @@
+"""A policy in front of a stock Linux kernel: what a guest runs before it probes anything."""
