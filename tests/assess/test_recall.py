@@ -34,10 +34,14 @@ class Kernels:
         self.behaviours: dict[str, dict[str, Observation] | TargetError] = {"fixed": fixed, "vulnerable": vulnerable}
         self.built: list[str] = []
         self.removed: list[str] = []
+        self.attacked: list[str] = []
+        self.smp: list[bool] = []
+        self.later: dict[str, dict[str, Observation]] = {}
 
-    def build(self, _source: object, _options: KernelOptions, edits: Sequence[Edit] = (), **_more: object) -> Kernels:
+    def build(self, _source: object, options: KernelOptions, edits: Sequence[Edit] = (), **_more: object) -> Kernels:
         name = "vulnerable" if edits else "fixed"
         self.built.append(name)
+        self.smp.append(options.smp)
         behaviour = self.behaviours[name]
         if isinstance(behaviour, TargetError):
             raise behaviour
@@ -46,6 +50,9 @@ class Kernels:
 
     def target(self, binary: Path) -> FakeTarget:
         behaviour = self.behaviours[binary.name]
+        if binary.name in self.attacked:
+            behaviour = self.later.get(binary.name, behaviour)
+        self.attacked.append(binary.name)
         assert isinstance(behaviour, dict)
         return FakeTarget("uml", behaviour)
 
@@ -75,6 +82,36 @@ def test_what_only_the_bug_shows_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert (row.found, row.attacks, row.signature) == (True, (ATTACK,), "KASAN: f")
     assert result.alarms == ()
     assert kernels.removed == ["vulnerable"]
+
+
+def test_what_does_not_show_again_is_neither_find_nor_false_alarm(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {ATTACK: SERVED, OTHER: SERVED}
+    kernels = Kernels({ATTACK: SERVED, OTHER: BROKEN}, {ATTACK: BROKEN, OTHER: SERVED})
+    kernels.later = {"fixed": quiet, "vulnerable": quiet}
+    text = ROW + '[[open]]\ndriver = "blk"\nsignature = "nothing"\nreason = "x"\n'
+    result = measured(tmp_path, monkeypatch, kernels, text)
+    assert not result.rows[0].found
+    assert result.alarms == ()
+    assert [(alarm.attack, alarm.signature) for alarm in result.unrepeated] == [(OTHER, "KASAN: f")]
+
+
+def test_a_find_that_does_not_show_again_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    kernels.later = {"vulnerable": {ATTACK: SERVED, OTHER: SERVED}}
+    (row,) = measured(tmp_path, monkeypatch, kernels).rows
+    assert not row.found
+    assert row.reason == "1 of 2 attacks showed something, and none of them the same again"
+    assert kernels.removed == ["vulnerable"]
+
+
+def test_a_row_may_ask_for_two_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    measured(tmp_path, monkeypatch, kernels, ROW + "smp = true\n")
+    assert set(kernels.smp) == {True}
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    measured(tmp_path, monkeypatch, kernels)
+    assert set(kernels.smp) == {False}
 
 
 def test_what_both_kernels_show_is_a_false_alarm_and_no_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +202,9 @@ def test_a_fixed_kernel_is_attacked_once_for_all_its_rows(tmp_path: Path, monkey
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
     second = ROW.partition("[[bug]]")[2].replace('"one"', '"two"')
     assert len(measured(tmp_path, monkeypatch, kernels, ROW + "[[bug]]" + second).rows) == 2
-    assert kernels.built == ["fixed", "vulnerable", "vulnerable"]
+    # Each find is looked at once more on both; a kernel that was built is there.
+    assert kernels.built == ["fixed", "vulnerable", "fixed", "vulnerable", "fixed"]
+    assert kernels.attacked == ["fixed", "vulnerable", "vulnerable", "fixed", "vulnerable", "vulnerable", "fixed"]
 
 
 def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -177,7 +216,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, monkeypatc
                 "--attack", OTHER)) == 0
     printed = capsys.readouterr().out
     assert "found   blk      one" in printed
-    assert "Found 1 of 1 bugs, 1 of 1 that could be brought back; 0 false alarms." in printed
+    assert "Found 1 of 1 bugs, 1 of 1 that could be brought back; 0 false alarms, 0 that did not come again." in printed
     document = json.loads(out.read_text(encoding="utf-8"))
     assert document["rows"][0]["attacks"] == [ATTACK]
     assert document["rows"][0]["driver"] == "blk"

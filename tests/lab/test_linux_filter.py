@@ -66,8 +66,8 @@ def test_what_a_kernel_cannot_enforce_is_said() -> None:
         "icy p only devices with a rule are probed": True,
         "icy p nothing is read of a PCI function but its identity": False,
         "(blk) position": True, "(blk) most": True, "(blk) features that may be, and must not be": True,
-        "(blk) features that must be": False, "(net) transport": True, "(net) vendor": True,
-        "(net) features that may be, and must not be": True, "(net) features that must be": False,
+        "(blk) features that must be": True, "(net) transport": True, "(net) vendor": True,
+        "(net) features that may be, and must not be": True, "(net) features that must be": True,
         "(net) config.mtu is 68 to 1500": False}
     without = {key: value for key, value in modular.items() if key != "VIRTIO_DEBUG"}
     assert not _enforced(without)["(net) features that may be, and must not be"]
@@ -140,6 +140,8 @@ class Sysfs:
         if debug:
             (self.root / f"kernel/debug/virtio/{name}").mkdir(parents=True)
             (self.root / f"kernel/debug/virtio/{name}/filter_feature_add").write_text("")
+            (self.root / f"kernel/debug/virtio/{name}/device_features").write_text(
+                "".join(f"{number}\n" for number in range(64) if features >> number & 1))
         return name
 
     def bind(self, name: str) -> None:
@@ -147,9 +149,10 @@ class Sysfs:
 
     def script(self, *words: str, policy: Policy = _POLICY) -> subprocess.CompletedProcess[str]:
         write_filter(policy, KernelFacts(), self.folder)
+        script = self.folder / "chamber-filter"
         return subprocess.run(
-            ["/bin/sh", self.folder / "chamber-filter", *words], capture_output=True, text=True, check=False,
-            timeout=60, env={"PATH": "/usr/bin:/bin", "CHAMBER_FILTER_SYS": str(self.root), "CHAMBER_FILTER_RUN": str(self.run)})
+            ["/bin/sh", script, *words], capture_output=True, text=True, check=False, timeout=60,
+            env={"PATH": "/usr/bin:/bin", "CHAMBER_FILTER_SYS": str(self.root), "CHAMBER_FILTER_RUN": str(self.run)})
 
     def read(self, path: str) -> str:
         return (self.root / path).read_text()
@@ -210,6 +213,14 @@ def test_features_are_looked_at_once_more_after_the_driver_is_bound(sysfs: Sysfs
     assert script.returncode == 1
     assert f"{name}: feature 13 was negotiated, and must not be" in script.stderr
     assert f"{name}: feature 32 must be, and is not" in script.stderr
+
+
+def test_a_device_that_does_not_offer_what_must_be_is_not_probed(sysfs: Sysfs) -> None:
+    name = sysfs.add(_BLK, "0000:00:04.0", features=bit(BlkFeature.RO))
+    done = sysfs.script("admit", "virtio", name)
+    assert done.returncode == 1
+    assert f"{name}: feature 32 must be, and is not offered; it is not probed" in done.stderr
+    assert sysfs.read("bus/virtio/drivers_probe") == ""
 
 
 @pytest.mark.parametrize("words", [(), ("stop",), ("admit",), ("admit", "usb", "1"), ("admit", "pci"), ("start", "x")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from chamber.assess.engine import Outcome, run_plan
@@ -18,13 +18,14 @@ from chamber.lab.observation import TargetError
 from chamber.lab.uml import UmlTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from chamber.assess.result import Result, Sign
     from chamber.assess.truth import KnownBug, OpenBug, Truth
     from chamber.attacks.attack import AttackSpec
     from chamber.lab.kernel.config import KernelOptions
     from chamber.lab.kernel.edits import Edit
+    from chamber.lab.kernel.store import BuiltKernel
     from chamber.wire.virtio import DeviceType
 
 __all__ = ("Alarm", "Recall", "Row", "measure_recall")
@@ -32,6 +33,8 @@ __all__ = ("Alarm", "Recall", "Row", "measure_recall")
 _UNPLACED: Final = frozenset({Verdict.DECEIVED, Verdict.LEAKED})
 """Whose signatures name no place in a kernel."""
 _ALARMING: Final = frozenset({Verdict.BROKEN, Verdict.LEAKED})
+_CONFIRMED: Final = 8
+"""So many of the attacks that show a bug are run again on both kernels; one that shows it again will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +76,34 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        rows: what became of each bug.
+        alarms: false ones, which came again when it was tried once more.
+        unrepeated: those that did not come again.
+        interrupted: whether it was cut short.
+
+    """
 
     rows: tuple[Row, ...]
     alarms: tuple[Alarm, ...]
+    unrepeated: tuple[Alarm, ...]
     interrupted: bool
 
     @property
     def found(self) -> int:
         """How many bugs were found."""
         return sum(row.found for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """A kernel without any of the bugs, attacked for one device."""
+
+    source: str
+    device: DeviceType
+    smp: bool
 
 
 class _Bench:
@@ -95,70 +116,102 @@ class _Bench:
         self._attacks = attacks
         self._jobs = jobs
         self._tell = tell
-        self._fixed: dict[tuple[str, DeviceType], Outcome] = {}
+        self._fixed: dict[_Fixed, Outcome] = {}
 
-    def attack(self, source: str, device: DeviceType, edits: Sequence[Edit] = ()) -> Outcome:
-        """Attack a kernel with all that was asked for and is for one device.
+    def _build(self, fixed: _Fixed, *edits: Edit) -> BuiltKernel:
+        return build_kernel(find_source(fixed.source), replace(self._options, smp=fixed.smp), edits, jobs=self._jobs)
+
+    def _attack(self, kernel: BuiltKernel, device: DeviceType, names: Collection[str] = ()) -> Outcome:
+        """Attack a kernel with all that was asked for and is for one device, or with these of them.
 
         Raises:
-            TargetError: it can't be built.
+            TargetError: there is no such attack.
             KeyboardInterrupt: the run was cut short.
 
         """
-        kernel = build_kernel(find_source(source), self._options, edits, jobs=self._jobs)
-        try:
-            with closing(UmlTarget(kernel.binary)) as target:
-                plan = make_plan(target, [spec for spec in self._attacks if spec.device is device])
-                if not plan.scenarios:
-                    raise TargetError(f"no attack that was asked for is one on {device.short} of {target.kind}")
-                outcome = run_plan(plan, jobs=self._jobs)
-        finally:
-            if edits:
-                remove_built(kernel)
+        with closing(UmlTarget(kernel.binary)) as target:
+            plan = make_plan(target, [spec for spec in self._attacks
+                                      if spec.device is device and (not names or spec.name in names)])
+            if not plan.scenarios:
+                raise TargetError(f"no attack that was asked for is one on {device.short} of {target.kind}")
+            outcome = run_plan(plan, jobs=self._jobs)
         if outcome.interrupted:
             raise KeyboardInterrupt
         return outcome
 
-    def fixed(self, bug: KnownBug) -> Outcome:
-        """Attack the fixed kernel, or remember what came of it."""
-        key = bug.source, bug.device
-        if key not in self._fixed:
-            self._tell(f"{bug.source}: {bug.device.short}, all fixed")
-            self._fixed[key] = self.attack(*key)
-        return self._fixed[key]
+    def fixed(self, fixed: _Fixed) -> Outcome:
+        """Attack a fixed kernel, or remember what came of it.
+
+        Raises:
+            TargetError: it can't be built, or not be attacked.
+
+        """
+        if fixed not in self._fixed:
+            self._tell(f"{fixed.source}: {fixed.device.short}, all fixed")
+            self._fixed[fixed] = self._attack(self._build(fixed), fixed.device)
+        return self._fixed[fixed]
 
     def row(self, bug: KnownBug) -> Row:
         """Bring a bug back, and look for it."""
         begin = time.monotonic()
+        where = _Fixed(bug.source, bug.device, bug.smp)
         try:
-            fixed = self.fixed(bug)
+            fixed = self.fixed(where)
             self._tell(f"{bug.id}: {bug.subject}")
-            vulnerable = self.attack(bug.source, bug.device, [bug.undo])
+            kernel = self._build(where, bug.undo)
+            try:
+                vulnerable = self._attack(kernel, bug.device)
+                hits = self._hits(bug, vulnerable, fixed)
+                seen = len(hits)
+                if hits:
+                    hits = self._confirmed(bug, kernel, where, hits)
+            finally:
+                remove_built(kernel)
         except TargetError as error:
             return Row(bug, False, (), "", str(error), time.monotonic() - begin)
-        # What is open shows in some runs and not in others: it is no find, whatever the fixed kernel showed this time.
-        hits = [(attack, signature)
-                for attack, signature in _difference(vulnerable.results, fixed.results, bug.expected)
-                if not self._is_open(bug.device, attack, signature)]
         attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in vulnerable.results)
-        reason = "" if hits else _why_missed(vulnerable.results, attacked=attacked)
+        reason = "" if hits else _why_missed(vulnerable.results, attacked=attacked, unrepeated=seen)
         return Row(bug, attacked, tuple(name for name, _ in hits), hits[0][1] if hits else "", reason,
                    time.monotonic() - begin)
+
+    def _hits(self, bug: KnownBug, vulnerable: Outcome, fixed: Outcome) -> list[tuple[str, str]]:
+        # What is open shows in some runs and not in others: it is no find, whatever the fixed kernel showed this time.
+        return [(attack, signature)
+                for attack, signature in _difference(vulnerable.results, fixed.results, bug.expected)
+                if not self._is_open(bug.device, attack, signature)]
+
+    def _confirmed(self, bug: KnownBug, kernel: BuiltKernel, where: _Fixed,
+                   hits: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return what both kernels show once more: a machine that was busy makes guests hang that never would."""
+        names = {attack for attack, _ in hits[:_CONFIRMED]}
+        again = dict(self._hits(bug, self._attack(kernel, bug.device, names),
+                                self._attack(self._build(where), bug.device, names)))
+        return [(attack, again[attack]) for attack, _ in hits if attack in again]
 
     def _is_open(self, device: DeviceType, attack: str, signature: str) -> bool:
         return any(bug.explains(device, attack, signature) for bug in self._known)
 
-    def alarms(self) -> list[Alarm]:
-        """Return what fixed kernels showed and nobody expects of them."""
-        found = []
-        for (source, device), outcome in self._fixed.items():
-            found += [Alarm(source, device, result.attack.name, sign.signature)
-                      for result in outcome.results for sign in result.signs
-                      if sign.verdict in _ALARMING
-                      and not self._is_open(device, result.attack.name, sign.signature)]
-            found += [Alarm(source, device, "an honest device", baseline.fault) for baseline in outcome.baselines
-                      if baseline.fault]
-        return found
+    def alarms(self) -> tuple[list[Alarm], list[Alarm]]:
+        """Return what fixed kernels showed and nobody expects of them: what they show again, and what they do not."""
+        repeated: list[Alarm] = []
+        unrepeated: list[Alarm] = []
+        for where, outcome in self._fixed.items():
+            first = self._unexpected(where, outcome)
+            if not first:
+                continue
+            # An honest device is run again beside every attack.
+            names = {alarm.attack for alarm in first} & {result.attack.name for result in outcome.results}
+            again = self._unexpected(where, self._attack(self._build(where), where.device, names))
+            for alarm in first:
+                (repeated if any(alarm.attack == other.attack for other in again) else unrepeated).append(alarm)
+        return repeated, unrepeated
+
+    def _unexpected(self, where: _Fixed, outcome: Outcome) -> list[Alarm]:
+        found = [Alarm(where.source, where.device, result.attack.name, sign.signature)
+                 for result in outcome.results for sign in result.signs
+                 if sign.verdict in _ALARMING and not self._is_open(where.device, result.attack.name, sign.signature)]
+        return found + [Alarm(where.source, where.device, "an honest device", baseline.fault)
+                        for baseline in outcome.baselines if baseline.fault]
 
 
 def _difference(vulnerable: Sequence[Result], fixed: Sequence[Result],
@@ -189,9 +242,11 @@ def _way(sign: Sign) -> tuple[Verdict, str]:
     return sign.verdict, re.split(r"[ :]", sign.signature)[0] if sign.verdict is Verdict.DENIED else ""
 
 
-def _why_missed(results: Sequence[Result], *, attacked: bool) -> str:
+def _why_missed(results: Sequence[Result], *, attacked: bool, unrepeated: int) -> str:
     if not attacked:
         return f"nothing could be run: {results[0].note}"
+    if unrepeated:
+        return f"{unrepeated} of {len(results)} attacks showed something, and none of them the same again"
     return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
 
 
@@ -200,11 +255,14 @@ def measure_recall(truth: Truth, options: KernelOptions, attacks: Sequence[Attac
     """Look for every bug of a file with these attacks; Ctrl-C ends it with what is done."""
     bench = _Bench(options, attacks, truth.open, jobs, tell)
     rows: list[Row] = []
+    repeated: list[Alarm] = []
+    unrepeated: list[Alarm] = []
     interrupted = False
     try:
         for bug in truth.bugs:
             rows.append(bench.row(bug))
             on_row(rows[-1])
+        repeated, unrepeated = bench.alarms()
     except KeyboardInterrupt:
         interrupted = True
-    return Recall(tuple(rows), tuple(bench.alarms()), interrupted)
+    return Recall(tuple(rows), tuple(repeated), tuple(unrepeated), interrupted)

@@ -36,6 +36,7 @@ class KnownBug:
         trigger: what a malicious device does.
         expected: verdicts that count as found.
         undo: the edit.
+        smp: whether the kernel is built for two processors, where user-mode-linux has them.
 
     """
 
@@ -48,6 +49,7 @@ class KnownBug:
     trigger: str
     expected: frozenset[Verdict]
     undo: Substitution
+    smp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,12 @@ def _bug(path: Path, number: int, row: dict[str, Any], source: str | None) -> Kn
         raise TargetError(f"{where}: expected lists verdicts") from None
     if not verdicts:
         raise TargetError(f"{where}: expected names no verdict")
+    smp = row.get("smp", False)
+    if not isinstance(smp, bool):
+        raise TargetError(f"{where}: smp is true or false")
     return KnownBug(name, _word(where, row, "subject"), _word(where, row, "cve", ""), _device(where, row),
                     _word(where, row, "fixed"), source or _word(where, row, "source"), _word(where, row, "trigger"),
-                    verdicts, undo)
+                    verdicts, undo, smp)
 
 
 def _open(path: Path, number: int, row: dict[str, Any]) -> OpenBug:

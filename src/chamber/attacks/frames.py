@@ -348,9 +348,18 @@ _KNOWN: Final = {
 }
 
 
+_ANY_TIME: Final = 200
+"""As often as the guest speaks: before a program is attached, so that buffers grow, and after it."""
+
+
 def frame_attacks() -> Iterator[AttackSpec]:
     """Attacks with frames of the device's own making."""
     for what, surface, aim, summary, make in _ROWS:
         yield AttackSpec(f"net-{what}", DeviceType.NET, surface, aim, "virtio 1.3, 5.1.6.4", f"The device {summary}.",
                          lambda make=make: Frames(make), stimuli=("use", "forward"),  # type: ignore[misc]
                          known=_KNOWN.get(what, ""))
+        if surface is Surface.LENGTH and what.startswith(("frames-", "merge-")):
+            yield AttackSpec(f"net-xdp-{what}", DeviceType.NET, surface, aim, "virtio 1.3, 5.1.6.4",
+                             f"The device {summary}, before and after an XDP program is attached.",
+                             lambda make=make: Frames(make, times=_ANY_TIME),  # type: ignore[misc]
+                             stimuli=("use", "xdp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.answer import Answer, Claim
@@ -23,6 +24,7 @@ _MAX32: Final = 0xFFFFFFFF
 _MAX64: Final = (1 << 64) - 1
 _CACHE_DIR: Final = 8
 """Flag of OPENDIR's answer: what is listed may be kept."""
+_MANY_NAMES: Final = 200
 _ENTRIES: Final = frozenset({Opcode.LOOKUP, Opcode.CREATE, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK})
 _ATTRIBUTES: Final = frozenset({Opcode.GETATTR, Opcode.SETATTR})
 _LISTS: Final = frozenset({Opcode.READDIR, Opcode.READDIRPLUS})
@@ -103,6 +105,31 @@ def _cached(length: int) -> Callable[[], Attack]:
         ino, offset, _, kind = fuse.DIRENT.unpack_from(body, entry)
         listed = bytes(entry) + fuse.DIRENT.pack(ino, offset, length, kind) + b"n" * length
         listed = listed.ljust(len(listed) + 7 & ~7, b"\0")
+        return OUT_HEADER.pack(OUT_HEADER.size + len(listed), *OUT_HEADER.unpack_from(honest)[1:]) + listed
+
+    return lambda: Answer("requests", answer)
+
+
+def _cached_many(length: int) -> Callable[[], Attack]:
+    """Have lists kept in the page cache that are long, all of long names: each of them ends on a page of its own."""
+    def answer(request: bytes, honest: bytes) -> bytes | None:
+        operation, body = _opcode(request), honest[OUT_HEADER.size:]
+        if operation == Opcode.OPENDIR and len(body) >= fuse.OPEN_OUT.size:
+            handle, flags, padding = fuse.OPEN_OUT.unpack_from(body)
+            return honest[:OUT_HEADER.size] + fuse.OPEN_OUT.pack(handle, flags | _CACHE_DIR, padding)
+        if operation not in _LISTS or len(request) < IN_HEADER.size + 20:
+            return None
+        number, room = struct.unpack_from("<QI", request, IN_HEADER.size + 8)
+        listed = b""
+        while number < _MANY_NAMES:
+            number += 1
+            name = b"%d-" % number
+            entry = bytes(fuse.ENTRY_SIZE if operation == Opcode.READDIRPLUS else 0) + fuse.DIRENT.pack(
+                number, number, length, stat.S_IFREG >> 12) + name.ljust(length, b"n")
+            entry = entry.ljust(len(entry) + 7 & ~7, b"\0")
+            if len(listed) + len(entry) > room:
+                break
+            listed += entry
         return OUT_HEADER.pack(OUT_HEADER.size + len(listed), *OUT_HEADER.unpack_from(honest)[1:]) + listed
 
     return lambda: Answer("requests", answer)
@@ -266,6 +293,8 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("name-length-max", _L, _M, "lists a name of 2**32 - 1 bytes", _body(_LISTS, _put(16, _MAX32, 4))),
     *((f"list-cached-{n}", _L, _M, f"lists a name of {n:,} bytes, and has it cached", _cached(n))
       for n in (1, 1024, 4072, 4095)),
+    *((f"list-many-cached-{n}", _L, _M, f"lists many names of {n:,} bytes, and has them cached", _cached_many(n))
+      for n in (1000, 4095)),
     ("list-circle", _P, _N, "has directories lead back to their beginning", _body(_LISTS, _offsets)),
     ("list-offset-max", _P, _M, "says that a list goes on at 2**64 - 1", _body(_LISTS, _put(8, _MAX64, 8))),
     ("list-cut", _L, _M, "ends lists in the middle of an entry", _body(_LISTS, lambda b: b[:-5])),

@@ -17,6 +17,9 @@ from chamber.attacks.catalogue import catalogue
 from chamber.lab.kernel.config import KernelOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chamber.assess.recall import Alarm
     from chamber.assess.truth import Truth
     from chamber.attacks.attack import AttackSpec
 
@@ -54,9 +57,11 @@ def recall(path: Path, source: str | None, ids: tuple[str, ...], patterns: tuple
                             tell=lambda line: click.echo(line, err=True), on_row=_print_row)
     back = sum(row.brought_back for row in result.rows)
     click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {back} that could be "
-               f"brought back; {len(result.alarms)} false alarms.")
+               f"brought back; {len(result.alarms)} false alarms, {len(result.unrepeated)} that did not come again.")
     for alarm in result.alarms:
         click.echo(f"false alarm: {alarm.source} {alarm.device.short}, {alarm.attack}: {alarm.signature}")
+    for alarm in result.unrepeated:
+        click.echo(f"not again: {alarm.source} {alarm.device.short}, {alarm.attack}: {alarm.signature}")
     if out is not None:
         out.write_text(json.dumps(_as_json(result), indent=1) + "\n", encoding="utf-8")
     return 130 if result.interrupted else 0
@@ -98,5 +103,9 @@ def _as_json(result: Recall) -> dict[str, Any]:
                      "found": row.found, "attacks": list(row.attacks), "signature": row.signature,
                      "reason": row.reason, "seconds": round(row.seconds, 1)})
     return {"schema": "chamber-recall/1", "found": result.found, "rows": rows, "interrupted": result.interrupted,
-            "false_alarms": [{"source": a.source, "driver": a.device.short, "attack": a.attack,
-                              "signature": a.signature} for a in result.alarms]}
+            "false_alarms": _alarms(result.alarms), "not_again": _alarms(result.unrepeated)}
+
+
+def _alarms(alarms: Sequence[Alarm]) -> list[dict[str, str]]:
+    return [{"source": a.source, "driver": a.device.short, "attack": a.attack, "signature": a.signature}
+            for a in alarms]

@@ -147,6 +147,8 @@ def find_kernel(path: Path | None = None) -> UmlKernel:
 def _built(kernel: BuiltKernel) -> UmlKernel:
     modules = tuple(kernel.folder / "modules" / m for m in kernel.modules)
     words = () if _is_fixed_size(kernel.release) else ("seccomp=auto",)  # faster than ptrace, where there is both
+    if "smp" in kernel.options:
+        words = (*words, "ncpus=2")
     if "kasan" in kernel.options:
         # KASAN sees more than the checks of slabs do, which would cost half of the speed besides; and it takes memory.
         return UmlKernel(kernel.binary, kernel.release, modules, ("kasan_multi_shot", *words), _KASAN_MEMORY_MB, kernel)

@@ -140,12 +140,13 @@ def _of_rule(rule: DeviceRule, kernel: KernelFacts) -> list[Clause]:
         if given:
             found.append(Clause(rule.where, what, "the driver is built in" if built_in
                                 else "chamber-filter decides before the driver is bound", not built_in))
+    filters = kernel.has("VIRTIO_DEBUG") and kernel.has("DEBUG_FS") and not built_in
     if rule.may is not None or rule.must_not:
-        filters = kernel.has("VIRTIO_DEBUG") and kernel.has("DEBUG_FS") and not built_in
         found.append(Clause(rule.where, "features that may be, and must not be",
                             "filter_feature_add in debugfs, before the driver is bound" if filters else _LATE, filters))
     if rule.must:
-        found.append(Clause(rule.where, "features that must be", _LATE, False))
+        found.append(Clause(rule.where, "features that must be",
+                            "device_features in debugfs, before the driver is bound" if filters else _LATE, filters))
     found += [Clause(rule.where, f"config.{name} is {field}", "nothing stands between a driver and configuration space",
                      False) for name, field in rule.config.items()]
     return found
