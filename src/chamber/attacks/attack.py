@@ -17,7 +17,7 @@ __all__ = ("EVERYWHERE", "LINUX", "MODEL", "PCI", "PCI_LINUX", "Aim", "Attack", 
 
 MODEL: Final = frozenset({"model"})
 """Kinds of target on which an attack can act: the model alone,"""
-PCI_LINUX: Final = frozenset({"uml-pci"})
+PCI_LINUX: Final = frozenset({"uml-pci", "qemu"})
 """those whose guest is Linux and finds its devices on a PCI bus,"""
 PCI: Final = MODEL | PCI_LINUX
 """those whose guest finds its devices there, or can,"""

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import click
 
-from chamber.cli import lab_build, targets
+from chamber.cli import lab_build, lab_qemu, targets
 from chamber.lab.kernel.store import list_built
 from chamber.lab.observation import TargetError
 
@@ -21,6 +21,8 @@ def lab() -> None:
 lab.add_command(lab_build.build)
 lab.add_command(lab_build.info)
 lab.add_command(lab_build.remove)
+lab.add_command(lab_qemu.install)
+lab.add_command(lab_qemu.boot)
 
 
 @lab.command("list")

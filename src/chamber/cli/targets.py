@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 __all__ = ("BOOTING", "KINDS", "USUAL", "make_target", "profiles_of", "unknown")
 
 _CLASSES: Final = {"model": ("chamber.lab.model", "ModelTarget"), "uml": ("chamber.lab.uml", "UmlTarget"),
-                   "uml-pci": ("chamber.lab.uml", "UmlPciTarget")}
+                   "uml-pci": ("chamber.lab.uml", "UmlPciTarget"),
+                   "qemu": ("chamber.lab.qemu.target", "QemuTarget")}
 KINDS: Final = tuple(_CLASSES)
 """Kinds of target, in the order in which they are assessed."""
 
 USUAL: Final = ("model", "uml")
 """Those that are assessed where nobody says what: they need no kernel that has to be built first."""
-BOOTING: Final = frozenset({"uml", "uml-pci"})
+BOOTING: Final = frozenset({"uml", "uml-pci", "qemu"})
 """Those that boot a kernel, which can be chosen."""
 
 _LISTED: Final = 12

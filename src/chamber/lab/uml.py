@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ from chamber.lab.child_process import end_in_order
 from chamber.lab.kernel.places import read_places
 from chamber.lab.kernel.store import find_noticing
 from chamber.lab.observation import Observation, Scenario, TargetError
-from chamber.lab.uml_kernel import find_kernel
+from chamber.lab.uml_kernel import UmlKernel, find_kernel
 from chamber.lab.uml_runner import UmlRunner
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from chamber.device.capture import CaptureFile
+    from chamber.lab.agent_guest import AgentGuest
     from chamber.lab.kernel.places import Place
-    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.lab.qemu.install import QemuKernel
     from chamber.wire.virtio import DeviceType
 
 __all__ = ("UmlPciTarget", "UmlTarget")
 
 _PR_SET_PDEATHSIG: Final = 1
-_GUESTS_PER_JOB: Final = 2
 _Task = tuple[int, "DeviceType", tuple[str, ...], str | None, int, str]
 
 
@@ -54,12 +55,17 @@ class UmlTarget:
 
     kind = "uml"
     pci = False
+    guests_per_job = 2
 
     def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
                  capture: CaptureFile | None = None) -> None:
-        self.kernel = find_kernel(kernel)
-        self.devices = self.kernel.devices
-        self.options = self.kernel.options if options is None else options
+        found = find_kernel(kernel)
+        self._use(found, found.options if options is None else options, capture)
+
+    def _use(self, kernel: UmlKernel | QemuKernel, options: tuple[str, ...], capture: CaptureFile | None) -> None:
+        self.kernel = kernel
+        self.devices = kernel.devices
+        self.options = options
         self._capture = capture
         self._runner: UmlRunner | None = None
         self._reached: set[Place] = set()
@@ -68,7 +74,7 @@ class UmlTarget:
         """What the report says about this target."""
         about: dict[str, object] = {"kind": self.kind, "kernel": self.kernel.release, "path": str(self.kernel.path),
                                     "options": list(self.options), "memory_mb": self.kernel.memory_mb}
-        if self._reached and self.kernel.built is not None:
+        if self._reached and isinstance(self.kernel, UmlKernel) and self.kernel.built is not None:
             about["coverage"] = {
                 lines.device.short: dict(zip(("lines", "of", "sites", "of_sites"), lines.counts(), strict=True))
                 for lines in read_places(self.kernel.built).report(self._reached) if any(lines.covered.values())}
@@ -76,15 +82,31 @@ class UmlTarget:
 
     def run(self, scenario: Scenario) -> Observation:
         """Run one scenario here and now."""
-        if self._runner is None:
-            self._runner = UmlRunner(self.kernel, options=self.options, capture=self._capture, pci=self.pci)
-        observation = self._runner.run(scenario)
+        observation = self._own_runner().run(scenario)
         self._reached.update(observation.reached)
         return observation
 
+    def guest(self) -> AgentGuest:
+        """Return the guest that `run` uses, booted if there is none; `close` ends it.
+
+        Raises:
+            TargetError: it does not boot.
+
+        """
+        return self._own_runner().guest()
+
+    def _own_runner(self) -> UmlRunner:
+        if self._runner is None:
+            self._runner = self._make_runner(self._capture)()
+        return self._runner
+
+    def _make_runner(self, capture: CaptureFile | None = None) -> Callable[[], UmlRunner]:
+        """Return what makes a runner, here or in a process that it is sent to."""
+        return partial(UmlRunner, self.kernel, options=self.options, capture=capture, pci=self.pci)
+
     def run_all(self, scenarios: list[Scenario], on_result: Callable[[Scenario, Observation], None],
                 jobs: int = os.cpu_count() or 1) -> None:
-        """Run scenarios on two guests a job, as a guest under attack mostly waits; results come as they are ready.
+        """Run scenarios on a few guests a job, as a guest under attack mostly waits; results come as they are ready.
 
         Raises:
             KeyboardInterrupt: passed on after all guests are gone.
@@ -96,8 +118,8 @@ class UmlTarget:
         workers: dict[Connection, _Worker] = {}
         processors = itertools.cycle(sorted(os.sched_getaffinity(0)))
         try:
-            for _, processor in zip(range(min(_GUESTS_PER_JOB * jobs, len(scenarios))), processors, strict=False):
-                worker = _Worker(self.kernel, self.options, processor, pci=self.pci)
+            for _, processor in zip(range(min(self.guests_per_job * jobs, len(scenarios))), processors, strict=False):
+                worker = _Worker(self._make_runner(), processor)
                 workers[worker.connection] = worker
                 worker.give(todo.pop(), scenarios)
             while workers:
@@ -112,7 +134,7 @@ class UmlTarget:
                     else:
                         workers.pop(ready).close()
                         if todo:  # it died; its place is taken by another
-                            fresh = _Worker(self.kernel, self.options, worker.processor, pci=self.pci)
+                            fresh = _Worker(self._make_runner(), worker.processor)
                             workers[fresh.connection] = fresh
                             fresh.give(todo.pop(), scenarios)
         finally:
@@ -145,7 +167,7 @@ class UmlPciTarget(UmlTarget):
     def __init__(self, kernel: Path | None = None, *, options: tuple[str, ...] | None = None,
                  capture: CaptureFile | None = None) -> None:
         super().__init__(Path(find_noticing().name) if kernel is None else kernel, options=options, capture=capture)
-        if self.kernel.built is None:
+        if not isinstance(self.kernel, UmlKernel) or self.kernel.built is None:
             raise TargetError(f"{self.kernel.path}: no kernel with a PCI bus: chamber lab build 7.3 makes one")
         self.options = (*self.options, "swiotlb=force")
 
@@ -156,12 +178,11 @@ class _Worker:
     It keeps to one processor, and so does its guest: the two take turns, and neither waits for a processor to wake up.
     """
 
-    def __init__(self, kernel: UmlKernel, options: tuple[str, ...], processor: int, *, pci: bool) -> None:
+    def __init__(self, make_runner: Callable[[], UmlRunner], processor: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.processor = processor
         self.connection, inner = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_work,
-                                                     args=(inner, kernel, options, processor, os.getpid(), pci))
+        self._process: BaseProcess = context.Process(target=_work, args=(inner, make_runner, processor, os.getpid()))
         self._process.start()
         inner.close()
         self.task = -1
@@ -192,15 +213,14 @@ class _Worker:
         self._process.close()
 
 
-def _work(connection: Connection, kernel: UmlKernel, options: tuple[str, ...], processor: int, parent: int,
-          pci: bool) -> None:
+def _work(connection: Connection, make_runner: Callable[[], UmlRunner], processor: int, parent: int) -> None:
     """Run scenarios until the other end closes; the guest ends with this process, however it ends."""
     end_in_order()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return
     os.sched_setaffinity(0, {processor})
-    runner = UmlRunner(kernel, options=options, pci=pci)
+    runner = make_runner()
     try:
         try:
             while True:

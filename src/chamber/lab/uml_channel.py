@@ -42,6 +42,10 @@ class UmlChannel:
         """The guest's process has its end; begin to listen."""
         os.close(self.inner)
         self.inner = -1
+        self.listen()
+
+    def listen(self) -> None:
+        """Hear what the guest says, whose end stays open here."""
         self._loop.add_reader(self._fd, self._read)
 
     def send(self, message: object) -> None:

@@ -14,11 +14,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import chamber
+from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
 from chamber.lab.kernel.coverage import CoverageMap
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_channel import UmlChannel
@@ -36,17 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ("GuestDied", "UmlGuest")
 
-_BOOT_SECONDS: Final = 60.0
-_CONSOLE_LIMIT: Final = 1 << 20
-_NUDGE_SECONDS: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MCONSOLE = struct.Struct("=III512s")
 _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
-
-
-class GuestDied(Exception):
-    """The guest's process ended while something was asked of it."""
 
 
 @functools.cache
@@ -57,7 +50,7 @@ def _source() -> Path:
     return package.parent
 
 
-class UmlGuest:
+class UmlGuest(AgentGuest):
     """One guest from boot to end.
 
     The guest's root is the host's own, read-only; its PID 1 is `chamber.lab.agent`. Each device has a socket in a
@@ -77,10 +70,7 @@ class UmlGuest:
         folder: where its own folder is made; by default where temporary files go.
 
     Attributes:
-        platform: what the guest calls each device.
-        more: the same for further devices.
-        coverage: what its drivers execute, if its kernel counts that.
-        sections: where its modules' code is: for each module, the addresses of its sections.
+        more: what the guest calls further devices.
 
     """
 
@@ -90,25 +80,16 @@ class UmlGuest:
                  sockets: Mapping[DeviceType, Path] | None = None,
                  more: Sequence[tuple[DeviceType, Path]] = (), memory_mb: int | None = None,
                  terminal: Callable[[dict[str, Any]], None] | None = None, folder: Path | None = None) -> None:
+        super().__init__(loop)
         self.kernel = kernel
-        self.platform: dict[DeviceType, str] = {}
         self.backends: dict[DeviceType, Backend] = {}
-        self.asked: Callable[[str], None] = lambda _action: None
-        self.steps: list[dict[str, Any]] = []
         self.more: list[str] = []
-        self.coverage: CoverageMap | None = None
-        self.sections: dict[str, dict[str, int]] = {}
         self._sockets = dict(sockets or {})
         self._more = tuple(more)
         self._ids = dict.fromkeys(devices, DEVICE_ID) if pci else {}
         self.second: UmlChannel | None = None
         self._memory_mb = memory_mb or kernel.memory_mb
-        self._loop = loop
-        self._console = bytearray()
-        self._messages: list[dict[str, Any]] = []
         self._terminal = terminal
-        self._process: subprocess.Popen[bytes] | None = None
-        self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self.folder = Path(tempfile.mkdtemp(prefix="chamber-", dir=folder))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -140,7 +121,6 @@ class UmlGuest:
             channels.append(self.second)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
-        self._console_fd = console_out
         try:
             os.set_blocking(console_out, False)
             source = self.folder / "src"
@@ -179,15 +159,11 @@ class UmlGuest:
             os.close(console_in)
         for channel in channels:
             channel.handed_over()
-        self._watch = os.pidfd_open(self._process.pid)
-        stack.callback(os.close, self._watch)
-        for fd, call in ((console_out, self._read_console), (self._watch, self._reap)):
-            self._loop.add_reader(fd, call)
-            stack.callback(self._loop.remove_reader, fd)
+        self._attend(stack, console_out)
 
     def _boot(self) -> None:
         try:
-            hello = self._wait(lambda m: "hello" in m or "failed" in m, _BOOT_SECONDS)
+            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS)
         except GuestDied:
             raise TargetError(f"{self.kernel.path} did not boot: {self.last_words()}") from None
         if hello is None or "failed" in hello:
@@ -199,130 +175,15 @@ class UmlGuest:
         if self.coverage is not None:
             if not self.coverage.attached:
                 raise TargetError(f"{self.kernel.path}: it was built to count what drivers execute, and does not")
-            answer = self.request(_BOOT_SECONDS, do="sections")
+            answer = self.request(BOOT_SECONDS, do="sections")
             self.sections = answer["sections"] if answer is not None else {}
             self.coverage.count(on=True)
         self.take_console()
 
-    # What the guest says.
+    # What it takes to have it listen.
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        if "ask" in message:
-            self.asked(str(message["ask"]))
-        elif "outcome" in message:
-            self.steps.append(message)
-        else:
-            self._messages.append(message)
-
-    def _read_console(self) -> None:
-        try:
-            data = os.read(self._console_fd, 65536)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.remove_reader(self._console_fd)
-        if len(self._console) < _CONSOLE_LIMIT:
-            self._console += data
-
-    def _reap(self) -> None:
-        assert self._process is not None
-        self._process.poll()
-        self._loop.remove_reader(self._watch)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the guest's process runs."""
-        return self._process is not None and self._process.returncode is None
-
-    @property
-    def exit_status(self) -> int | None:
-        """How the process ended: its status, or the negated signal."""
-        return None if self._process is None else self._process.returncode
-
-    @property
-    def pid(self) -> int:
-        """Process id of the guest's kernel."""
-        assert self._process is not None
-        return self._process.pid
-
-    def take_console(self) -> str:
-        """Return what the kernel printed since the last call."""
-        self._read_console()
-        text = self._console.decode(errors="replace").replace("\r", "")
-        self._console.clear()
-        return text
-
-    def last_words(self) -> str:
-        """Return the last line that the kernel printed."""
-        lines = [line for line in self.take_console().splitlines() if line.strip() and "[<" not in line]
-        return next((line for line in lines if "panic" in line), lines[-1] if lines else "it printed nothing")
-
-    # What the guest is asked.
-
-    def request(self, seconds: float, /, **message: object) -> dict[str, Any] | None:
-        """Ask the agent something and serve the devices until it answers; None if it does not within `seconds`.
-
-        Raises:
-            GuestDied: the guest ended meanwhile.
-
-        """
-        self._messages.clear()
-        self.steps = []
-        self._agent.send(message)
-        return self._wait(lambda m: "done" in m, seconds, nudge=True)
-
-    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float, *,
-              nudge: bool = False) -> dict[str, Any] | None:
-        """Wait for a message; `nudge` has a guest look for input now and then, as any signal of input does.
-
-        Once in a thousand requests User-Mode Linux (6.1) misses the signal that tells of one, and nothing else would
-        ever wake it. Before it handles the signal, it would die of it.
-        """
-        answer: list[dict[str, Any]] = []
-
-        def arrived() -> bool:
-            answer.extend(m for m in self._messages if wanted(m))
-            return bool(answer) or not self.alive
-
-        deadline = time.monotonic() + seconds
-        while not self._loop.run_until(arrived, min(deadline, time.monotonic() + _NUDGE_SECONDS)):
-            if time.monotonic() >= deadline:
-                break
-            if nudge:
-                os.kill(self.pid, signal.SIGIO)
-        if answer:
-            return answer[0]
-        if not self.alive:
-            self.drain()
-            raise GuestDied(str(self.exit_status))
-        return None
-
-    def log(self, word: str) -> list[str]:
-        """Return the lines of the kernel's log that have a word; its console shows fewer.
-
-        Raises:
-            GuestDied: the guest ended meanwhile.
-
-        """
-        answer = self.request(_BOOT_SECONDS, do="log", word=word)
-        return [] if answer is None else list(answer.get("lines", []))
-
-    def drain(self) -> None:
-        """Read all that the kernel has printed."""
-        for _ in range(64):
-            before = len(self._console)
-            self._read_console()
-            if len(self._console) == before:
-                break
-
-    def settle(self, seconds: float) -> None:
-        """Serve the devices for a while."""
-        self._loop.run_until(lambda: not self.alive, time.monotonic() + seconds)
-
-    def processor_seconds(self) -> float:
-        """Processor time that the guest's kernel has used; it stands still while the guest sleeps."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def _nudge(self) -> None:
+        os.kill(self.pid, signal.SIGIO)
 
     def wake(self) -> None:
         """Wake a suspended guest, as a press on the power button does."""
@@ -369,11 +230,6 @@ class UmlGuest:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-
-    def close(self) -> None:
-        """End the guest and remove what it left."""
-        self._closing.close()
-
 
 def _processes(argument: str) -> list[int]:
     """Return the ids of all processes that have an argument."""

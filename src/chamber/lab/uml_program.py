@@ -1,4 +1,4 @@
-"""Ordinary programs in a user-mode-linux guest, which uses its devices as any Linux does.
+"""Ordinary programs in a guest, which uses its devices as any Linux does.
 
 The guest's root is the host's own file system, read-only, so every program that is installed here is there too. What
 they write goes to a tmpfs (`run_program(guest, "mount", "-t", "tmpfs", "scratch", "/tmp")`) or to a device under test.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
-    from chamber.lab.uml_guest import UmlGuest
+    from chamber.lab.agent_guest import AgentGuest
     from chamber.wire.virtio import DeviceType
 
 __all__ = ("ProgramResult", "connect", "disconnect", "run_program")
@@ -37,7 +37,7 @@ class ProgramResult:
     seconds: float
 
 
-def run_program(guest: UmlGuest, *arguments: str, seconds: float = 60.0) -> ProgramResult:
+def run_program(guest: AgentGuest, *arguments: str, seconds: float = 60.0) -> ProgramResult:
     """Run a program in the guest, and serve its devices meanwhile.
 
     Raises:
@@ -52,7 +52,7 @@ def run_program(guest: UmlGuest, *arguments: str, seconds: float = 60.0) -> Prog
     return ProgramResult(answer["status"], answer["output"], answer["seconds"])
 
 
-def connect(guest: UmlGuest, device: DeviceType | str) -> str:
+def connect(guest: AgentGuest, device: DeviceType | str) -> str:
     """Connect a device, or one of the guest's further ones by its name there, and let its driver probe it.
 
     Returns its name as a virtio device, such as ``virtio3``.
@@ -65,7 +65,7 @@ def connect(guest: UmlGuest, device: DeviceType | str) -> str:
     return _plug(guest, device, "connect")
 
 
-def disconnect(guest: UmlGuest, device: DeviceType | str) -> None:
+def disconnect(guest: AgentGuest, device: DeviceType | str) -> None:
     """Remove a device that `connect` connected.
 
     Raises:
@@ -76,7 +76,7 @@ def disconnect(guest: UmlGuest, device: DeviceType | str) -> None:
     _plug(guest, device, "disconnect")
 
 
-def _plug(guest: UmlGuest, device: DeviceType | str, what: str) -> str:
+def _plug(guest: AgentGuest, device: DeviceType | str, what: str) -> str:
     name = device if isinstance(device, str) else guest.platform[device]
     answer = guest.request(_PROBE_SECONDS, do=what, platform=name)
     if answer is None or "failed" in answer:

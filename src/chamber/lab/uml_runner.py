@@ -7,18 +7,20 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
 from chamber.device.pci_over_virtio import PciOverVirtio
 from chamber.device.virtio_pci import VirtioPci
+from chamber.lab.agent_guest import GuestDied
 from chamber.lab.dma_watch import DmaWatch, pool_of
 from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
-from chamber.lab.uml_guest import GuestDied, UmlGuest
+from chamber.lab.uml_guest import UmlGuest
+from chamber.lab.uml_kernel import UmlKernel
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
 
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
     from chamber.device.capture import CaptureFile
+    from chamber.lab.agent_guest import AgentGuest
     from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
-    from chamber.lab.uml_kernel import UmlKernel
+    from chamber.lab.qemu.install import QemuKernel
+    from chamber.platform.dma import Dma
 
 __all__ = ("UmlRunner",)
 
@@ -57,6 +61,8 @@ _WAITING: Final = re.compile(
 class UmlRunner:
     """One worker's guests.
 
+    A subclass may boot guests of another kind, which are as slow as its `slowness` says.
+
     An attack runs on a guest that others were run on before, flanked by honest runs of the same stimuli. Whatever it
     seems to do is believed only when a guest that nobody else has touched shows it too.
 
@@ -69,7 +75,10 @@ class UmlRunner:
 
     """
 
-    def __init__(self, kernel: UmlKernel, *, options: tuple[str, ...] | None = None,
+    slowness: ClassVar[int] = 1
+    """What times are multiplied by after which a guest is given up."""
+
+    def __init__(self, kernel: UmlKernel | QemuKernel, *, options: tuple[str, ...] | None = None,
                  make_device: Callable[..., Device] = make_device, capture: CaptureFile | None = None,
                  pci: bool = False) -> None:
         self.kernel = kernel
@@ -81,7 +90,7 @@ class UmlRunner:
         self._pool: range | None = None
         self._dma_evidence: list[Evidence] = []
         self._loop = EventLoop(spin=_SPIN_SECONDS)
-        self._guest: UmlGuest | None = None
+        self._guest: AgentGuest | None = None
         self._pristine = True
         self._waking = False
         self._attack: Attack | None = None
@@ -100,6 +109,11 @@ class UmlRunner:
     def _provide(self, kind: DeviceType) -> Device | None:
         if self._pci and self._guest is None:
             return None  # it boots, and would look at each function only to let go of it
+        device = self._make(kind)
+        return self._on_a_bus(device) if self._pci else device
+
+    def _make(self, kind: DeviceType) -> Device:
+        """Make a device, with the attack of the moment."""
         attack = self._attack
         hooks = attack if self._capture is None else Recorder(self._capture, attack)
         device = self._make_device(kind, hooks=hooks, ring=self._ring)
@@ -107,16 +121,19 @@ class UmlRunner:
         if (before := self._devices.pop(kind, None)) is not None:
             before.close()  # its session has ended: a guest has one of each
         self._device = self._devices[kind] = device
-        return self._on_a_bus(device) if self._pci else device
+        return device
 
     def _on_a_bus(self, device: Device) -> Device:
         """Put a device into a PCI function."""
         function = VirtioPci(device)
-        pool = self._pool
-        assert pool is not None
-        if device.type in _UNBOUNCED:
-            return PciOverVirtio(function)
-        return PciOverVirtio(function, lambda dma: DmaWatch(dma, pool, function.ring_areas, self._dma_evidence.append))
+        return PciOverVirtio(function, lambda dma: self._watched(function, dma))
+
+    def _watched(self, function: VirtioPci, dma: Dma) -> Dma:
+        """Have an eye on what a function reaches."""
+        assert self._pool is not None
+        if function.device.type in _UNBOUNCED:
+            return dma
+        return DmaWatch(dma, self._pool, function.ring_areas, self._dma_evidence.append)
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT_LIMIT:
@@ -144,7 +161,13 @@ class UmlRunner:
 
     # Guests.
 
-    def guest(self) -> UmlGuest:
+    def _boot(self) -> AgentGuest:
+        assert isinstance(self.kernel, UmlKernel)
+        providers = {kind: partial(self._provide, kind) for kind in self.kernel.devices}
+        return UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe,
+                        pci=self._pci)
+
+    def guest(self) -> AgentGuest:
         """Return the running guest, booted now if there is none.
 
         Raises:
@@ -153,9 +176,7 @@ class UmlRunner:
         """
         if self._guest is None:
             self._attack = None
-            providers = {kind: partial(self._provide, kind) for kind in self.kernel.devices}
-            self._guest = UmlGuest(self.kernel, self._loop, providers, options=self._options, observer=self._observe,
-                                   pci=self._pci)
+            self._guest = self._boot()
             if self._pci:
                 self._pool = self._find_pool(self._guest)
             self._guest.asked = self._asked
@@ -164,7 +185,7 @@ class UmlRunner:
             self._pristine = True
         return self._guest
 
-    def _find_pool(self, guest: UmlGuest) -> range:
+    def _find_pool(self, guest: AgentGuest) -> range:
         """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
         try:
             pool = pool_of("\n".join(guest.log("software IO TLB")))
@@ -214,7 +235,7 @@ class UmlRunner:
         observation.seconds = time.monotonic() - begin
         return observation
 
-    def _note_places(self, guest: UmlGuest) -> None:
+    def _note_places(self, guest: AgentGuest) -> None:
         """Read which places of drivers were reached, also by a guest that is no more."""
         if guest.coverage is None:
             return
@@ -265,11 +286,13 @@ class UmlRunner:
             self.discard()
         return observation
 
-    def _stimulate(self, guest: UmlGuest, scenario: Scenario, observation: Observation, marker: bytes, *,
+    def _stimulate(self, guest: AgentGuest, scenario: Scenario, observation: Observation, marker: bytes, *,
                    honest: bool) -> None:
         stimuli = [s for s in scenario.stimuli if s != "shutdown"]
         usual = self._usual.get((scenario.device, scenario.stimuli, scenario.ring))
-        limit = BASELINE_SECONDS if honest or usual is None else max(_HANG_SECONDS, _HANG_FACTOR * usual)
+        limit = self.slowness * (BASELINE_SECONDS if honest or usual is None else _HANG_SECONDS)
+        if usual is not None and not honest:
+            limit = max(limit, _HANG_FACTOR * usual)
         begin = time.monotonic()
         try:
             answer = guest.request(
@@ -316,7 +339,7 @@ class UmlRunner:
                 case _:
                     pass
 
-    def _died(self, guest: UmlGuest, observation: Observation) -> None:
+    def _died(self, guest: AgentGuest, observation: Observation) -> None:
         observation.completed = observation.served = False
         status = guest.exit_status
         observation.console = guest.take_console()
@@ -327,16 +350,16 @@ class UmlRunner:
             observation.evidence.append(
                 Evidence(harm, f"guest ended by {how} without a word", observation.console[-2000:]))
 
-    def _spins(self, guest: UmlGuest, observation: Observation) -> None:
+    def _spins(self, guest: AgentGuest, observation: Observation) -> None:
         where = guest.where()
         step = guest.steps[-1]["step"] if guest.steps else "?"
         observation.evidence.append(Evidence(Harm.DENIAL, f"guest stopped answering in {step}",
                                              where or "it takes no interrupts: a loop with interrupts off"))
 
-    def _shut_down(self, guest: UmlGuest, observation: Observation) -> None:
+    def _shut_down(self, guest: AgentGuest, observation: Observation) -> None:
         """Power the guest off with its devices active; it must end, and end well."""
         try:
-            guest.request(_OFF_SECONDS, do="off")
+            guest.request(_OFF_SECONDS * self.slowness, do="off")
         except GuestDied:
             if guest.exit_status:
                 self._died(guest, observation)
@@ -344,12 +367,12 @@ class UmlRunner:
         observation.completed = observation.served = False
         observation.evidence.append(Evidence(Harm.DENIAL, "guest does not shut down", guest.where()))
 
-    def _finish(self, guest: UmlGuest, observation: Observation) -> None:
+    def _finish(self, guest: AgentGuest, observation: Observation) -> None:
         """Let the kernel check its memory, then read its console."""
         hung = any(e.signature.startswith("guest ") for e in observation.evidence)
         if guest.alive and not hung:
             try:
-                guest.request(_CHECK_SECONDS, do="check")
+                guest.request(_CHECK_SECONDS * self.slowness, do="check")
             except GuestDied:
                 self._died(guest, observation)
         observation.console += guest.take_console()
@@ -362,7 +385,7 @@ class UmlRunner:
         if not guest.alive or hung:
             self.discard()
 
-    def _aftercare(self, guest: UmlGuest, scenario: Scenario, observation: Observation, marker: bytes) -> None:
+    def _aftercare(self, guest: AgentGuest, scenario: Scenario, observation: Observation, marker: bytes) -> None:
         """Run the same stimuli with an honest device: lasting damage shows now, and counts against the attack."""
         if any(e.signature.startswith("hang in") for e in observation.evidence):
             return  # the hung process holds the device; this guest ends here

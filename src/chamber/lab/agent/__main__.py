@@ -29,6 +29,7 @@ from chamber.lab.agent import (
     vsock,
     worker,
 )
+from chamber.lab.agent.patience import set_patience
 from chamber.lab.agent.report import Report
 from chamber.lab.agent.sessions import uses_of
 
@@ -54,12 +55,17 @@ _PRINTK = "7 4 1 7"
 """From here on the console shows all but debugging: registers of a fault are printed as information."""
 
 
-def _setup(modules: list[str]) -> None:
+def _setup(modules: list[str], functions: list[str]) -> None:
+    if functions:  # the root is an archive: nobody mounted this yet
+        kernel.mount("devtmpfs", "/dev", "devtmpfs")
     kernel.mount("proc", "/proc", "proc")
     kernel.mount("sysfs", "/sys", "sysfs")
     if kernel.DEBUGFS.is_dir():  # stock kernels leave it out
         kernel.mount("debugfs", str(kernel.DEBUGFS), "debugfs")
     Path("/proc/sys/kernel/printk").write_text(_PRINTK, encoding="ascii")
+    kernel.FUNCTIONS[:] = functions
+    for function in functions:
+        kernel.unbind_platform(function)
     for module in modules:
         kernel.load_module(Path(module))
     for device in kernel.platform_devices():
@@ -199,11 +205,14 @@ _TASKS = {"connect": _connect, "disconnect": _disconnect, "exec": _execute, "log
 
 def main() -> None:
     """Serve the host until it says to end, or for as long as there is one."""
-    terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
+    words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+    set_patience(float(words.get("--patience", 1)))
+    terminal = os.open(words.get("--terminal", _TERMINAL), os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     report = Report(terminal)
     try:
-        _setup(Path(sys.argv[sys.argv.index("--modules") + 1]).read_text(encoding="utf-8").splitlines())
+        _setup(Path(words["--modules"]).read_text(encoding="utf-8").splitlines(),
+               [word for word in words.get("--functions", "").split(",") if word])
         report.send(hello=os.uname().release, devices=kernel.platform_devices())
     except OSError as error:
         report.send(failed=str(error))

@@ -13,6 +13,7 @@ from chamber.lab.agent.report import Silence
 
 __all__ = (
     "DEBUGFS",
+    "FUNCTIONS",
     "SECRET",
     "bind_platform",
     "check_slabs",
@@ -39,11 +40,14 @@ _PLATFORM = Path("/sys/bus/platform/drivers/virtio-uml")
 _PCI_CARRIER = "virtio-pci"
 """The driver of what carries a PCI function."""
 _PCI = Path("/sys/bus/pci/devices")
+_PCI_RESCAN = Path("/sys/bus/pci/rescan")
 _VIRTIO = Path("/sys/bus/virtio/devices")
 _SLABS = Path("/sys/kernel/slab")
 _PLANTED_PIPES = 8
 _PLANTED_SOCKETS = 16
 DEBUGFS = Path("/sys/kernel/debug")
+FUNCTIONS: list[str] = []
+"""Where devices under test are on a bus that has others as well; empty where it has no others."""
 
 
 def _check(result: int, what: str) -> None:
@@ -120,19 +124,28 @@ def wait_for(what: str, path: Path, seconds: float = 0.5) -> None:
 
 
 def platform_devices() -> list[str]:
-    """Names of all virtio_uml devices, in the order of the command line."""
+    """Names of all virtio_uml devices, in the order of the command line; nothing on other machines."""
+    if not _PLATFORM.is_dir():
+        return []
     names = [p.name for p in Path("/sys/bus/platform/devices").iterdir() if p.name.startswith("virtio-uml.")]
     return sorted(names, key=lambda name: int(name.rpartition(".")[2]))
 
 
 def bind_platform(name: str) -> None:
-    """Connect a device to its socket; the virtio driver probes it before this returns."""
+    """Connect a device to its socket, or look for a PCI function; its driver probes it before this returns."""
+    if ":" in name:
+        write(_PCI_RESCAN, "1")
+        return
     if not (_PLATFORM / name).exists():
         write(_PLATFORM / "bind", name)
 
 
 def unbind_platform(name: str) -> None:
-    """Remove a device and close its connection."""
+    """Remove a device and close its connection, or a PCI function."""
+    if ":" in name:
+        if (_PCI / name).exists():
+            write(_PCI / name / "remove", "1")
+        return
     if (_PLATFORM / name).exists():
         write(_PLATFORM / "unbind", name)
 
@@ -142,12 +155,20 @@ def virtio_name(platform: str) -> str:
 
     Where it is the carrier of a PCI function, that of the device in the function; one is connected at a time.
     """
+    if ":" in platform:
+        if not (_PCI / platform).exists():
+            raise FileNotFoundError(2, f"no function at {platform}")
+        return _virtio_of([_PCI / platform], platform)
     carrier = next((entry for entry in (_PLATFORM / platform).iterdir() if entry.name.startswith("virtio")), None)
     if carrier is None:
         raise FileNotFoundError(2, f"{platform} has no virtio device")
     if (carrier / "driver").resolve().name != _PCI_CARRIER:
         return carrier.name
-    for function in pci_functions():
+    return _virtio_of(pci_functions(), platform)
+
+
+def _virtio_of(functions: list[Path], platform: str) -> str:
+    for function in functions:
         for entry in function.iterdir():
             if entry.name.startswith("virtio"):
                 return entry.name
@@ -155,8 +176,9 @@ def virtio_name(platform: str) -> str:
 
 
 def pci_functions() -> list[Path]:
-    """All functions on PCI buses, by their folders in sysfs."""
-    return sorted(_PCI.iterdir()) if _PCI.is_dir() else []
+    """All functions on PCI buses that are the devices under test, by their folders in sysfs."""
+    there = sorted(_PCI.iterdir()) if _PCI.is_dir() else []
+    return [path for path in there if not FUNCTIONS or path.name in FUNCTIONS]
 
 
 def driver_of(virtio: str) -> Path:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from chamber.lab.kernel.source import cache_folder
 from chamber.lab.observation import TargetError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ("BuiltKernel", "find_built", "find_noticing", "list_built", "remove_built", "store_folder")
+
+
+_UNUSUAL: Final = frozenset({"lockdep", "smp", "time_travel"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,8 @@ def list_built() -> list[BuiltKernel]:
 def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
     """Return a kernel by its name, or one whose name begins so.
 
-    Of several, one that was not edited is meant, then one with KASAN, then the newest.
+    Of several, one that was not edited is meant, then one with KASAN, then one without what few ask for, then the
+    newest.
 
     Raises:
         TargetError: there is none; or more than one, and it has to be `alone`.
@@ -104,7 +108,12 @@ def find_built(name: str, *, alone: bool = False) -> BuiltKernel:
     if not found or (alone and len(exact or found) > 1):
         what = f"{len(found)} kernels are called so" if found else "no kernel of that name was built"
         raise TargetError(f"{name}: {what}: see chamber lab list")
-    return max(exact or found, key=lambda kernel: (not kernel.edits, "kasan" in kernel.options, kernel.built))
+    return max(exact or found, key=lambda kernel: (not kernel.edits, "kasan" in kernel.options, _is_usual(kernel),
+                                                   kernel.built))
+
+
+def _is_usual(kernel: BuiltKernel) -> bool:
+    return not _UNUSUAL & set(kernel.options)
 
 
 def find_noticing() -> BuiltKernel:
@@ -117,7 +126,8 @@ def find_noticing() -> BuiltKernel:
     counting = [kernel for kernel in list_built() if "coverage" in kernel.options and not kernel.edits]
     if not counting:
         raise TargetError("no kernel here that counts what drivers execute: chamber lab build 7.3")
-    return max(counting, key=lambda kernel: ([int(n) for n in re.findall(r"\d+", kernel.release)], kernel.built))
+    return max(counting, key=lambda kernel: ([int(n) for n in re.findall(r"\d+", kernel.release)], _is_usual(kernel),
+                                             kernel.built))
 
 
 def remove_built(kernel: BuiltKernel) -> None:

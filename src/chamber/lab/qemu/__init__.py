@@ -1,0 +1,1 @@
+"""Stock Linux kernels in QEMU, their devices played over vfio-user."""

@@ -1,0 +1,170 @@
+"""A running guest in QEMU: its process, console, agent, and the slots of its PCI bus."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qemu.qmp.legacy import QEMUMonitorProtocol
+from qemu.qmp.qmp_client import ExecuteError
+
+from chamber.device.catalogue import make_device
+from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
+from chamber.lab.observation import TargetError
+from chamber.lab.qemu.initramfs import INIT, write_initramfs
+from chamber.lab.qemu.slot import PciSlot
+from chamber.lab.uml_channel import UmlChannel
+from chamber.link.listener import VfioServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from chamber.device.base import Device
+    from chamber.device.virtio_pci import VirtioPci
+    from chamber.lab.qemu.install import QemuKernel, QemuProgram
+    from chamber.link.eventloop import EventLoop
+    from chamber.platform.dma import Dma
+    from chamber.wire.virtio import DeviceType
+
+__all__ = ("QemuGuest",)
+
+_PR_SET_PDEATHSIG: Final = 1
+_FIRST_SLOT: Final = 4
+_PATIENCE: Final = 6
+"""A processor that is emulated takes so many times as long as one of the host's."""
+
+
+class QemuGuest(AgentGuest):
+    """One guest from boot to end.
+
+    Args:
+        program: QEMU.
+        kernel: what to boot.
+        loop: where the devices are served; `request` turns it.
+        kinds: device types; each has a slot of its own.
+        options: further words for the kernel's command line.
+        provide: gives the device for a slot when the guest is to find one there.
+        accelerator: ``kvm`` or ``tcg``, as `chamber.lab.qemu.install.find_accelerator` found it.
+        wrap: puts something between each device and guest memory, if given.
+        observer: sees all that devices read from buffers, if given.
+
+    """
+
+    def __init__(self, program: QemuProgram, kernel: QemuKernel, loop: EventLoop, kinds: Iterable[DeviceType],
+                 provide: Callable[[DeviceType], Device], *, options: tuple[str, ...] = (),
+                 accelerator: str = "tcg", wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
+                 observer: Callable[[bytes], None] | None = None) -> None:
+        super().__init__(loop)
+        self._accelerator = accelerator
+        self.kernel = kernel
+        self._program = program
+        self._provide = provide
+        self._qmp: QEMUMonitorProtocol | None = None
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(tempfile.mkdtemp(prefix="chamber-"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._slots: dict[str, tuple[DeviceType, PciSlot]] = {}
+            for number, kind in enumerate(kinds, _FIRST_SLOT):
+                slot = PciSlot(make_device(kind), wrap)
+                stack.callback(slot.close)
+                server = VfioServer(self.folder / kind.short, slot, loop, observer=observer)
+                stack.callback(server.close)
+                address = f"0000:00:{number:02x}.0"
+                self._slots[address] = kind, slot
+                self.platform[kind] = address
+            self._spawn(stack, options)
+            self._closing = stack.pop_all()
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+
+    def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...]) -> None:
+        self._agent = UmlChannel(self._loop, self._heard)
+        stack.callback(self._agent.close)
+        archive = self.folder / "initramfs"
+        write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
+            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)))
+        console_out, console_in = os.pipe()
+        stack.callback(os.close, console_out)
+        os.set_blocking(console_out, False)
+        memory = self.kernel.memory_mb
+        command = [
+            *self._program.command, "-accel", self._accelerator, "-M", "q35,memory-backend=m,vmport=off", "-cpu", "max",
+            "-m", str(memory), "-object", f"memory-backend-memfd,id=m,size={memory}M,share=on",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+            "-chardev", f"serial,id=agent,path={os.ttyname(self._agent.inner)}", "-serial", "chardev:agent",
+            "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off",
+            "-kernel", str(self.kernel.path), "-initrd", str(archive),
+            "-append", " ".join(("console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", f"rdinit={INIT}",
+                                 *options)),
+        ]
+        for address, (kind, _) in self._slots.items():
+            command += ["-device", json.dumps({
+                "driver": "vfio-user-pci", "addr": address[8:10],
+                "socket": {"type": "unix", "path": f"{self.folder}/{kind.short}"}})]
+        libc = ctypes.CDLL(None)
+
+        def prepare() -> None:
+            # The guest must not outlive whoever started it, however that one ends.
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console_in, stderr=console_in, preexec_fn=prepare,  # noqa: PLW1509
+                start_new_session=True, env={**os.environ, **dict(self._program.environment)})
+        finally:
+            os.close(console_in)
+        stack.callback(self._kill)
+        self._attend(stack, console_out)
+
+    def _boot(self) -> None:
+        self._agent.listen()
+        try:
+            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS)
+        except GuestDied:
+            raise TargetError(f"{self.kernel.release} in QEMU did not boot: {self.last_words()}") from None
+        if hello is None or "failed" in hello:
+            reason = "no word from its agent" if hello is None else hello["failed"]
+            raise TargetError(f"{self.kernel.release} in QEMU did not boot: {reason}")
+        self.take_console()
+
+    def request(self, seconds: float, /, **message: object) -> dict[str, Any] | None:
+        """Ask the agent something; a device that it is to use is put into its slot before."""
+        slot = self._slots.get(str(message.get("platform")))
+        if slot is not None and message["do"] in {"run", "cycle", "connect"}:
+            slot[1].plug(self._provide(slot[0]))
+        try:
+            return super().request(seconds, **message)
+        finally:
+            if slot is not None and message["do"] != "connect" and not message.get("stay"):
+                slot[1].unplug()
+
+    def wake(self) -> None:
+        """Wake a suspended guest."""
+        if self.alive:
+            with contextlib.suppress(OSError, ExecuteError):
+                if self._qmp is None:
+                    self._qmp = QEMUMonitorProtocol(str(self.folder / "qmp"))
+                    self._qmp.connect()
+                self._qmp.cmd("system_wakeup")
+
+    def _kill(self) -> None:
+        if self._qmp is not None:
+            with contextlib.suppress(Exception):
+                self._qmp.close()
+        process = self._process
+        assert process is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

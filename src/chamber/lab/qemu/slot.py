@@ -1,0 +1,105 @@
+"""A slot of a machine's PCI bus: to QEMU always the same function, to the guest whichever is in it, or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chamber.device.virtio_pci import VirtioPci
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.device.base import Device
+    from chamber.platform.dma import Dma
+
+__all__ = ("PciSlot",)
+
+
+class PciSlot:
+    """Implements `chamber.link.vfio_user.ServableFunction`.
+
+    QEMU looks at a function once, when the machine is made, and takes its BARs and vectors for what they are;
+    unplugging one ends QEMU (11.1.3, an assertion). So what is plugged and unplugged is what stands behind: after the
+    machine's own reset nobody is there, until `plug` puts a function in, which the guest finds when it looks at the
+    bus anew.
+
+    Args:
+        honest: a device of the type that the slot is for; it is closed with the slot.
+        wrap: puts something between every further device and guest memory, if given.
+
+    """
+
+    def __init__(self, honest: Device, wrap: Callable[[VirtioPci, Dma], Dma] | None = None) -> None:
+        self._honest = VirtioPci(honest)
+        self._wrap = wrap
+        self._inside: VirtioPci | None = self._honest
+        self._attached: tuple[Dma, Callable[[int], None], Callable[[bool], None],
+                              Callable[[float, Callable[[], None]], None]] | None = None
+
+    @property
+    def bar_sizes(self) -> list[int]:
+        """Bytes of each BAR, whoever is in."""
+        return self._honest.bar_sizes
+
+    @property
+    def vectors(self) -> int:
+        """MSI-X vectors, whoever is in."""
+        return self._honest.vectors
+
+    def plug(self, device: Device) -> VirtioPci:
+        """Put a device in, in place of whoever is."""
+        self.unplug()
+        function = VirtioPci(device)
+        if self._attached is not None:
+            dma, raise_vector, raise_pin, later = self._attached
+            function.attach(dma if self._wrap is None else self._wrap(function, dma), raise_vector, raise_pin, later)
+        self._inside = function
+        return function
+
+    def unplug(self) -> None:
+        """Have nobody there."""
+        inside, self._inside = self._inside, None
+        if inside is not None:
+            inside.reset()
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Serve a read of configuration space; where nobody is, all bits are one."""
+        return b"\xff" * size if self._inside is None else self._inside.read_config(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a write to configuration space."""
+        if self._inside is not None:
+            self._inside.write_config(offset, data)
+
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        """Serve a read of a BAR."""
+        return b"\xff" * size if self._inside is None else self._inside.read_bar(bar, offset, size)
+
+    def write_bar(self, bar: int, offset: int, data: bytes) -> None:
+        """Take a write to a BAR."""
+        if self._inside is not None:
+            self._inside.write_bar(bar, offset, data)
+
+    def attach(self, dma: Dma, raise_vector: Callable[[int], None], raise_pin: Callable[[bool], None],
+               later: Callable[[float, Callable[[], None]], None]) -> None:
+        """Take guest memory, and what raises interrupts."""
+        self._attached = dma, raise_vector, raise_pin, later
+        if self._inside is not None:
+            self._inside.attach(dma, raise_vector, raise_pin, later)
+
+    def reset(self) -> None:
+        """Take the machine's reset: whoever was in is gone."""
+        self.unplug()
+
+    def close(self) -> None:
+        """Close the slot's own device."""
+        self._honest.close()
+
+    def pollable(self) -> dict[int, Callable[[], None]]:
+        """Devices of a slot wait for nothing."""
+        return {}
+
+    def log(self, line: str) -> None:
+        """Add a line to the transcript of whoever is in."""
+        if self._inside is not None:
+            self._inside.log(line)
