@@ -13,7 +13,7 @@ TEST_PACKAGES := afl++ chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qe
 # What building a kernel needs.
 KERNEL_PACKAGES := bc binutils bison coccinelle flex gcc libc6-dev patch perl xz-utils
 
-.PHONY: setup setup-test assess test test-kernel test-all lint bench clean
+.PHONY: setup setup-test assess test test-kernel test-qemu test-all lint bench clean
 
 setup: $(VENV)/.ready
 	@scripts/debian-packages $(RUN_PACKAGES)
@@ -32,14 +32,21 @@ assess: setup
 	@$(BIN)/chamber assess --out $(OUT) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup-test
-	@$(BIN)/python -m pytest -q -m 'not slow and not kernel'
+	@$(BIN)/python -m pytest -q -m 'not slow and not kernel and not qemu'
 
 test-kernel: setup-test
 	@scripts/debian-packages $(KERNEL_PACKAGES)
 	@$(BIN)/python -m pytest -q -m 'kernel and not slow'
 
+test-qemu: setup-test
+	@$(BIN)/chamber lab install qemu
+	@$(BIN)/chamber lab install kernel
+	@$(BIN)/python -m pytest -q -m 'qemu and not slow'
+
 test-all: setup-test
 	@scripts/debian-packages $(KERNEL_PACKAGES)
+	@$(BIN)/chamber lab install qemu
+	@$(BIN)/chamber lab install kernel
 	@$(BIN)/python -m pytest -q --timeout 1800
 
 lint: setup

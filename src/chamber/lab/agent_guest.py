@@ -36,6 +36,7 @@ class AgentGuest:
 
     Attributes:
         platform: what the guest calls each device.
+        folder: a folder of its own, which goes with it.
         asked: gets what the guest asks of an honest host.
         steps: what the last request's stimuli told, step by step.
         coverage: what its drivers execute, if its kernel counts that.
@@ -49,6 +50,7 @@ class AgentGuest:
         self.steps: list[dict[str, Any]] = []
         self.coverage: CoverageMap | None = None
         self.sections: dict[str, dict[str, int]] = {}
+        self.folder = Path()
         self._loop = loop
         self._console = bytearray()
         self._console_fd = -1
