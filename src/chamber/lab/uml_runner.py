@@ -290,9 +290,10 @@ class UmlRunner:
                    honest: bool) -> None:
         stimuli = [s for s in scenario.stimuli if s != "shutdown"]
         usual = self._usual.get((scenario.device, scenario.stimuli, scenario.ring))
-        limit = self.slowness * (BASELINE_SECONDS if honest or usual is None else _HANG_SECONDS)
-        if usual is not None and not honest:
-            limit = max(limit, _HANG_FACTOR * usual)
+        if usual is None:
+            limit = self.slowness * BASELINE_SECONDS
+        else:
+            limit = BASELINE_SECONDS if honest else max(self.slowness * _HANG_SECONDS, _HANG_FACTOR * usual)
         begin = time.monotonic()
         try:
             answer = guest.request(

@@ -38,7 +38,7 @@ __all__ = ("QemuGuest",)
 
 _PR_SET_PDEATHSIG: Final = 1
 _FIRST_SLOT: Final = 4
-_PATIENCE: Final = 6
+_PATIENCE: Final = 3
 """A processor that is emulated takes so many times as long as one of the host's."""
 
 

@@ -33,7 +33,7 @@ class QemuRunner(UmlRunner):
 
     """
 
-    slowness: ClassVar[int] = 6
+    slowness: ClassVar[int] = 3
 
     def __init__(self, program: QemuProgram, kernel: QemuKernel, accelerator: str, *, options: tuple[str, ...],
                  capture: CaptureFile | None = None) -> None:
