@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from chamber.device.sample_content import LINK, SAMPLE, XATTR
@@ -14,7 +15,7 @@ __all__ = ("SampleTree",)
 
 
 class SampleTree:
-    """The tree in a temporary directory of its own, until `close`.
+    """The tree in a temporary directory of its own, until `close`, or until nobody has it any more.
 
     Attributes:
         path: its root.
@@ -23,6 +24,7 @@ class SampleTree:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="chamber-tree-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         try:
             for name, content in SAMPLE.items():
                 file = self.path / name
@@ -40,4 +42,4 @@ class SampleTree:
 
     def close(self) -> None:
         """Remove it, with all that a guest has made in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._remove()
