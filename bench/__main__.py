@@ -23,6 +23,7 @@ from bench.ring import reads_a_second
 from bench.scale import chain_rows, device_rows, draw, queue_rows
 from bench.start import start_rows
 from bench.storage import disk_rows, file_rows
+from bench.vfio import vfio_rows
 from chamber.device.catalogue import make_device
 from chamber.fuzz.settings import CampaignError
 from chamber.lab.observation import TargetError
@@ -54,6 +55,11 @@ FILES = (
     "The same with a file of a shared directory, mounted by the stock virtiofs driver. A FUSE request takes the "
     "interpreter 30 µs, decoding included, where virtiofsd takes 3; what the guest and the interrupt cost is the "
     "same for both.")
+VFIO = (
+    "A stock kernel in QEMU, all DMA bounced; a disk of the same image and an interface of each side in one guest, turn about; "
+    "medians of 3. QEMU's own devices run in the process that emulates the processor. One over vfio-user is told of "
+    "each doorbell by a message, reaches memory by its own mapping, and interrupts by an eventfd: two wake-ups of "
+    "another process for a request, beside what the interpreter takes.")
 PROTECTIONS = (
     "One use of each honest device on the model, device included, without probe and removal; the other profiles as "
     "multiples of `bare`, paired, medians.")
@@ -167,6 +173,8 @@ def make_steps(curves: list[Points]) -> list[Step]:
         ("## Files: Chamber and virtiofsd", FILES,
          [STORAGE[0].format("virtiofsd"), STORAGE[1]],
          [file_rows, on_one_processor(partial(file_rows, TOGETHER))]),
+        ("## Devices over vfio-user and QEMU's own", VFIO,
+         ["| work | Chamber, a second | QEMU, a second | ratio |", "|---|---|---|---|"], [vfio_rows]),
         ("## The guest's protections", PROTECTIONS,
          ["| device | bare, ms | bounced | hardened |", "|---|---|---|---|"], [profile_rows]),
         ("## Cost against scale", SCALE,

@@ -25,7 +25,7 @@ from chamber.lab.uml_channel import UmlChannel
 from chamber.link.listener import VfioServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from chamber.device.base import Device
     from chamber.device.virtio_pci import VirtioPci
@@ -53,6 +53,7 @@ class QemuGuest(AgentGuest):
         options: further words for the kernel's command line.
         provide: gives the device for a slot when the guest is to find one there.
         accelerator: ``kvm`` or ``tcg``, as `chamber.lab.qemu.install.find_accelerator` found it.
+        more: further arguments of QEMU's.
         wrap: puts something between each device and guest memory, if given.
         observer: sees all that devices read from buffers, if given.
 
@@ -60,10 +61,12 @@ class QemuGuest(AgentGuest):
 
     def __init__(self, program: QemuProgram, kernel: QemuKernel, loop: EventLoop, kinds: Iterable[DeviceType],
                  provide: Callable[[DeviceType], Device], *, options: tuple[str, ...] = (),
-                 accelerator: str = "tcg", wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
+                 accelerator: str = "tcg", more: Sequence[str] = (),
+                 wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
                  observer: Callable[[bytes], None] | None = None) -> None:
         super().__init__(loop)
         self._accelerator = accelerator
+        self._more = tuple(more)
         self.kernel = kernel
         self._program = program
         self._provide = provide
@@ -113,6 +116,7 @@ class QemuGuest(AgentGuest):
             command += ["-device", json.dumps({
                 "driver": "vfio-user-pci", "addr": address[8:10],
                 "socket": {"type": "unix", "path": f"{self.folder}/{kind.short}"}})]
+        command += self._more
         libc = ctypes.CDLL(None)
 
         def prepare() -> None:
