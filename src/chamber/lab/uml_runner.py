@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,8 +19,10 @@ from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
+from chamber.lab.pool_watch import PoolWatch
 from chamber.lab.uml_guest import GuestDied, UmlGuest
 from chamber.link.eventloop import EventLoop
+from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
     from chamber.lab.uml_kernel import UmlKernel
+    from chamber.platform.dma import Dma
 
 __all__ = ("UmlRunner",)
 
@@ -79,6 +83,8 @@ class UmlRunner:
         self._capture = capture
         self._pci = pci
         self._pool: range | None = None
+        self._pool_watch: PoolWatch | None = None
+        self._runs = 0
         self._dma_evidence: list[Evidence] = []
         self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: UmlGuest | None = None
@@ -112,11 +118,20 @@ class UmlRunner:
     def _on_a_bus(self, device: Device) -> Device:
         """Put a device into a PCI function."""
         function = VirtioPci(device)
-        pool = self._pool
+        pool, watch = self._pool, self._pool_watch
         assert pool is not None
+        assert watch is not None
+        for queue in device.queues:
+            queue.lent = watch.lent
+
+        def left(dma: Dma) -> None:
+            with suppress(DmaFault):  # a guest that ends takes its memory with it
+                watch.scan(dma, self._dma_evidence.append, self._note)
+
         if device.type in _UNBOUNCED:
-            return PciOverVirtio(function)
-        return PciOverVirtio(function, lambda dma: DmaWatch(dma, pool, function.ring_areas, self._dma_evidence.append))
+            return PciOverVirtio(function, left=left)
+        return PciOverVirtio(function, lambda dma: DmaWatch(dma, pool, function.ring_areas, self._dma_evidence.append),
+                             left)
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT_LIMIT:
@@ -158,6 +173,7 @@ class UmlRunner:
                                    pci=self._pci)
             if self._pci:
                 self._pool = self._find_pool(self._guest)
+                self._pool_watch = PoolWatch(self._pool)
             self._guest.asked = self._asked
             self._waking = False
             self.boots += 1
@@ -241,8 +257,11 @@ class UmlRunner:
         self._ring = scenario.ring
         self._transcript = []
         self._started = time.monotonic()
-        marker = random.Random(f"secret {scenario.seed} {self.boots}").randbytes(24)  # noqa: S311 - reproducible on purpose
+        self._runs += 1  # what an earlier run left in memory is not this one's
+        marker = random.Random(f"secret {scenario.seed} {self.boots} {self._runs}").randbytes(24)  # noqa: S311 - reproducible on purpose
         self._leaks = LeakWatch(marker)
+        if self._pool_watch is not None:
+            self._pool_watch.begin(marker)
         observation = Observation(transcript=self._transcript)
         if scenario.attack is not None and (scenario.device, scenario.stimuli, scenario.ring) not in self._usual:
             before = Observation()
