@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,9 +12,7 @@ from chamber.device.catalogue import TYPES
 from chamber.lab.dma_watch import DmaWatch, pool_of
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
-from chamber.lab.kernel.edits import PatchFile
 from chamber.lab.kernel.source import find_source
-from chamber.lab.kernel.store import remove_built
 from chamber.lab.observation import Evidence, Harm, Scenario
 from chamber.lab.uml import UmlPciTarget
 from chamber.wire.virtio import DeviceType
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 SERIES = "6.12"
 BOOT_LOG = "[    0.1] software IO TLB: area num 1.\n[    0.2] software IO TLB: mapped [mem 0x11000-0x13000] (4MB)\n"
-UNLENT = "planted secret in the bounce pool where nothing was lent"
 LEAK = "address outside of the bounce pool handed to the device"
 
 
@@ -75,20 +71,6 @@ def test_a_guest_with_a_device_on_the_bus_shuts_down(target: UmlPciTarget) -> No
     observation = target.run(Scenario(DeviceType.RNG, ("use", "shutdown")))
     assert observation.evidence == []
     assert observation.served
-
-
-@pytest.mark.kernel
-@pytest.mark.timeout(1500)
-def test_pages_that_a_driver_maps_and_never_lends_are_found_in_the_pool(target: UmlPciTarget) -> None:
-    patch = PatchFile(Path(__file__).parent / "planted" / "unlent-pages.patch")
-    planted = build_kernel(find_source(SERIES), KernelOptions(), [patch])
-    try:
-        with closing(UmlPciTarget(planted.binary)) as leaking:
-            observation = leaking.run(Scenario(DeviceType.RNG))
-    finally:
-        remove_built(planted)
-    assert observation.failure == ""
-    assert any(e.harm is Harm.LEAK and e.signature == UNLENT for e in observation.evidence), observation.transcript
 
 
 def watched() -> tuple[DmaWatch, Memory, list[Evidence], list[tuple[int, int]]]:
