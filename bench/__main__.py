@@ -56,10 +56,10 @@ FILES = (
     "interpreter 30 µs, decoding included, where virtiofsd takes 3; what the guest and the interrupt cost is the "
     "same for both.")
 VFIO = (
-    "A stock kernel in QEMU, all DMA bounced; a disk of the same image and an interface of each side in one guest, turn about; "
-    "medians of 3. QEMU's own devices run in the process that emulates the processor. One over vfio-user is told of "
-    "each doorbell by a message, reaches memory by its own mapping, and interrupts by an eventfd: two wake-ups of "
-    "another process for a request, beside what the interpreter takes.")
+    "A stock kernel in QEMU, all DMA bounced; a disk of the same image and an interface of each side in one guest, "
+    "turn about; medians of 3. QEMU's own devices run in the process that emulates the processor. One over "
+    "vfio-user is told of each doorbell by a message, reaches memory by its own mapping, and interrupts by an "
+    "eventfd: two wake-ups of another process for a request, beside what the interpreter takes.")
 PROTECTIONS = (
     "One use of each honest device on the model, device included, without probe and removal; the other profiles as "
     "multiples of `bare`, paired, medians.")

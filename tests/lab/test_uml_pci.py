@@ -12,7 +12,9 @@ from chamber.device.catalogue import TYPES
 from chamber.lab.dma_watch import DmaWatch, pool_of
 from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
+from chamber.lab.kernel.edits import Substitution
 from chamber.lab.kernel.source import find_source
+from chamber.lab.kernel.store import remove_built
 from chamber.lab.observation import Evidence, Harm, Scenario
 from chamber.lab.uml import UmlPciTarget
 from chamber.wire.virtio import DeviceType
@@ -71,6 +73,28 @@ def test_a_guest_with_a_device_on_the_bus_shuts_down(target: UmlPciTarget) -> No
     observation = target.run(Scenario(DeviceType.RNG, ("use", "shutdown")))
     assert observation.evidence == []
     assert observation.served
+
+
+_LENDS = "{ struct scatterlist more, *sgs[2] = { &more, &sg }; \
+sg_init_one(&more, (void *)__get_free_page(GFP_KERNEL), PAGE_SIZE); \
+virtqueue_add_sgs(vi->vq, sgs, 1, 1, vi->data, GFP_KERNEL); }"
+_PLANTED = Substitution("planted-leak", ((
+    "drivers/char/hw_random/virtio-rng.c", r"virtqueue_add_inbuf\(vi->vq, &sg, 1, vi->data, GFP_KERNEL\);", _LENDS),))
+"""Each request for randomness lends a page that nobody has cleared, for the device to read."""
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(1500)
+def test_a_driver_that_lends_what_it_never_wrote_is_found_by_what_lies_in_the_pool() -> None:
+    planted = build_kernel(find_source(SERIES), KernelOptions(), [_PLANTED])
+    try:
+        with closing(UmlPciTarget(planted.binary)) as leaking:
+            observation = leaking.run(Scenario(DeviceType.RNG))
+    finally:
+        remove_built(planted)
+    assert observation.failure == ""
+    assert any(e.harm is Harm.LEAK and e.signature == "planted secret in the bounce pool in bytes lent to be read"
+               for e in observation.evidence), observation.transcript
 
 
 def watched() -> tuple[DmaWatch, Memory, list[Evidence], list[tuple[int, int]]]:

@@ -22,6 +22,7 @@ from chamber.attacks.p9 import p9_attacks
 from chamber.attacks.packed import packed_attacks
 from chamber.attacks.pci import pci_attacks
 from chamber.attacks.pci_registers import pci_register_attacks
+from chamber.attacks.pci_removal import pci_removal_attacks
 from chamber.attacks.pmem import pmem_attacks
 from chamber.attacks.ring import ring_attacks
 from chamber.attacks.rng import rng_attacks
@@ -53,6 +54,7 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     packed_attacks,
     pci_attacks,
     pci_register_attacks,
+    pci_removal_attacks,
     pmem_attacks,
     ring_attacks,
     rng_attacks,

@@ -36,13 +36,17 @@ class PciOverVirtio(Device):
     Args:
         function: the function; nobody else has it on a bus.
         watch: stands between the function and guest memory, if given.
+        left: called when the guest has taken the bus away, with its memory, which is within reach for the last time.
 
     """
 
-    def __init__(self, function: VirtioPci, watch: Callable[[Dma], Dma] = lambda dma: dma) -> None:
+    def __init__(self, function: VirtioPci, watch: Callable[[Dma], Dma] = lambda dma: dma,
+                 left: Callable[[Dma], None] = lambda _dma: None) -> None:
         super().__init__(features=0, config=b"", queues=2, queue_size=256)
         self.carried = function
         self._watch = watch
+        self._left = left
+        self._memory: Dma | None = None
         self._events: list[bytes] = []
         self._unread = 0
         function.function.send = self._send
@@ -58,6 +62,7 @@ class PciOverVirtio(Device):
     def start_queue(self, index: int, dma: Dma, *, size: int, desc: int, driver: int, device: int,
                     interrupt: Callable[[], None], base: int = 0) -> None:
         """Take a queue over; the function reaches the memory that it lies in."""
+        self._memory = dma
         self.carried.dma = self._watch(dma)
         super().start_queue(index, dma, size=size, desc=desc, driver=driver, device=device, interrupt=interrupt,
                             base=base)
@@ -66,6 +71,9 @@ class PciOverVirtio(Device):
         """The guest takes the bus away, and with it the function."""
         self._events.clear()
         self.carried.reset()
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self._left(memory)
 
     def close(self) -> None:
         """Close the device."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chamber.device.errors import DriverError
 from chamber.device.packed import PackedRing
 from chamber.device.split import SplitRing
+from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import Feature
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class DeviceQueue:
         index: number of the queue.
         ring: the ring while started, else None.
         broken: what the driver did wrong, if it did.
+        lent: gets each chain that the driver lends, also those that the device never takes; for oracles.
 
     """
 
@@ -37,6 +40,7 @@ class DeviceQueue:
         self.index = index
         self.ring: Ring | None = None
         self.broken: DriverError | None = None
+        self.lent: Callable[[Chain], None] | None = None
         self._interrupt: Callable[[], None] = lambda: None
         # With IN_ORDER: what was taken and not given back, oldest first, with the bytes that could be written; what is
         # done before its turn; and what is done and not in the ring yet.
@@ -80,6 +84,14 @@ class DeviceQueue:
         if ring is None:
             return 0
         position = ring.position
+        if self.lent is not None and self.broken is None:
+            # What the driver takes back untouched was shared all the same; it may name it wrongly even now.
+            with suppress(DriverError, DmaFault):
+                for _ in range(ring.size):
+                    chain = ring.pop()
+                    if chain is None:
+                        break
+                    self.lent(chain)
         ring.release()
         return position
 
@@ -97,6 +109,8 @@ class DeviceQueue:
         except DriverError as error:
             self.broken = error
             raise
+        if chain is not None and self.lent is not None:
+            self.lent(chain)
         if self._order is not None and chain is not None:
             self._order.append((chain.head, chain.writable_size))
         return chain

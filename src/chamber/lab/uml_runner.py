@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -19,9 +20,11 @@ from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
+from chamber.lab.pool_watch import PoolWatch
 from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import UmlKernel
 from chamber.link.eventloop import EventLoop
+from chamber.wire.errors import DmaFault
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -88,6 +91,8 @@ class UmlRunner:
         self._capture = capture
         self._pci = pci
         self._pool: range | None = None
+        self._pool_watch: PoolWatch | None = None
+        self._runs = 0
         self._dma_evidence: list[Evidence] = []
         self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: AgentGuest | None = None
@@ -126,14 +131,23 @@ class UmlRunner:
     def _on_a_bus(self, device: Device) -> Device:
         """Put a device into a PCI function."""
         function = VirtioPci(device)
-        return PciOverVirtio(function, lambda dma: self._watched(function, dma))
+        return PciOverVirtio(function, lambda dma: self._watched(function, dma), self._left)
 
     def _watched(self, function: VirtioPci, dma: Dma) -> Dma:
-        """Have an eye on what a function reaches."""
+        """Have an eye on what a function reaches, and on what it is lent."""
         assert self._pool is not None
+        assert self._pool_watch is not None
+        for queue in function.device.queues:
+            queue.lent = self._pool_watch.lent
         if function.device.type in _UNBOUNCED:
             return dma
         return DmaWatch(dma, self._pool, function.ring_areas, self._dma_evidence.append)
+
+    def _left(self, dma: Dma) -> None:
+        """Look through the pool when the guest has let go of a function."""
+        if self._pool_watch is not None:
+            with suppress(DmaFault):  # a guest that ends takes its memory with it
+                self._pool_watch.scan(dma, self._dma_evidence.append, self._note)
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT_LIMIT:
@@ -179,6 +193,7 @@ class UmlRunner:
             self._guest = self._boot()
             if self._pci:
                 self._pool = self._find_pool(self._guest)
+                self._pool_watch = PoolWatch(self._pool)
             self._guest.asked = self._asked
             self._waking = False
             self.boots += 1
@@ -262,8 +277,11 @@ class UmlRunner:
         self._ring = scenario.ring
         self._transcript = []
         self._started = time.monotonic()
-        marker = random.Random(f"secret {scenario.seed} {self.boots}").randbytes(24)  # noqa: S311 - reproducible on purpose
+        self._runs += 1  # what an earlier run left in memory is not this one's
+        marker = random.Random(f"secret {scenario.seed} {self.boots} {self._runs}").randbytes(24)  # noqa: S311 - reproducible on purpose
         self._leaks = LeakWatch(marker)
+        if self._pool_watch is not None:
+            self._pool_watch.begin(marker)
         observation = Observation(transcript=self._transcript)
         if scenario.attack is not None and (scenario.device, scenario.stimuli, scenario.ring) not in self._usual:
             before = Observation()

@@ -107,8 +107,8 @@ def clauses(policy: Policy, kernel: KernelFacts) -> list[Clause]:
                             "virtio_pci is built in, and maps its registers before any program runs", False))
     else:
         found.append(Clause(f"policy {policy.name}", "nothing is read of a PCI function but its identity",
-                            "virtio_pci is not let at it; the kernel's PCI core reads its header, its base addresses "
-                            "and its list of capabilities all the same", False))
+                            "virtio_pci is not let at it, or taken away where the PCI core bound it as it appeared; "
+                            "the core reads its header, base addresses and list of capabilities anyway", False))
     for rule in policy.rules:
         found += _of_rule(rule, kernel)
     return found

@@ -55,6 +55,7 @@ class QemuGuest(AgentGuest):
         accelerator: ``kvm`` or ``tcg``, as `chamber.lab.qemu.install.find_accelerator` found it.
         more: further arguments of QEMU's.
         wrap: puts something between each device and guest memory, if given.
+        left: called with guest memory when the guest has let go of a device, if given.
         observer: sees all that devices read from buffers, if given.
 
     """
@@ -63,6 +64,7 @@ class QemuGuest(AgentGuest):
                  provide: Callable[[DeviceType], Device], *, options: tuple[str, ...] = (),
                  accelerator: str = "tcg", more: Sequence[str] = (),
                  wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
+                 left: Callable[[Dma], None] = lambda _dma: None,
                  observer: Callable[[bytes], None] | None = None) -> None:
         super().__init__(loop)
         self._accelerator = accelerator
@@ -76,7 +78,7 @@ class QemuGuest(AgentGuest):
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._slots: dict[str, tuple[DeviceType, PciSlot]] = {}
             for number, kind in enumerate(kinds, _FIRST_SLOT):
-                slot = PciSlot(make_device(kind), wrap)
+                slot = PciSlot(make_device(kind), wrap, left)
                 stack.callback(slot.close)
                 server = VfioServer(self.folder / kind.short, slot, loop, observer=observer)
                 stack.callback(server.close)

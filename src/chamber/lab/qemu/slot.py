@@ -26,12 +26,15 @@ class PciSlot:
     Args:
         honest: a device of the type that the slot is for; it is closed with the slot.
         wrap: puts something between every further device and guest memory, if given.
+        left: called with guest memory when a further device is taken out, if given.
 
     """
 
-    def __init__(self, honest: Device, wrap: Callable[[VirtioPci, Dma], Dma] | None = None) -> None:
+    def __init__(self, honest: Device, wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
+                 left: Callable[[Dma], None] = lambda _dma: None) -> None:
         self._honest = VirtioPci(honest)
         self._wrap = wrap
+        self._left = left
         self._inside: VirtioPci | None = self._honest
         self._attached: tuple[Dma, Callable[[int], None], Callable[[bool], None],
                               Callable[[float, Callable[[], None]], None]] | None = None
@@ -61,6 +64,8 @@ class PciSlot:
         inside, self._inside = self._inside, None
         if inside is not None:
             inside.reset()
+            if inside is not self._honest and self._attached is not None:
+                self._left(self._attached[0])
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Serve a read of configuration space; where nobody is, all bits are one."""

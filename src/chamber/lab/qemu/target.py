@@ -44,7 +44,7 @@ class QemuRunner(UmlRunner):
 
     def _boot(self) -> AgentGuest:
         return QemuGuest(self._program, self._kernel, self._loop, self._kernel.devices, self._make,
-                         options=self._options, accelerator=self._accelerator, wrap=self._watched,
+                         options=self._options, accelerator=self._accelerator, wrap=self._watched, left=self._left,
                          observer=self._observe)
 
 
