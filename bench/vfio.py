@@ -26,7 +26,7 @@ __all__ = ("vfio_rows",)
 
 SIZE = 64 << 20
 RUNS = 3
-_MAC = "52:54:00:63:68:6d"
+_MAC = "52:54:00:71:65:6d"
 
 
 def vfio_rows() -> list[str]:
@@ -49,7 +49,8 @@ def vfio_rows() -> list[str]:
             connect(guest, DeviceType.BLOCK)
             connect(guest, DeviceType.NET)
             _sh(guest, f'for i in /sys/class/net/eth*; do if [ "$(cat $i/address)" = {_MAC} ]; then '
-                       'ifconfig ${i##*/} 10.0.2.15 up; else ifconfig ${i##*/} 10.99.0.2 up; fi; done; sleep 2')
+                       'a=10.0.2.15; else a=10.99.0.2; fi; ifconfig ${i##*/} $a netmask 255.255.255.0 up; done; '
+                       'sleep 2')
             return [*(_disk_row(guest, label, size, count) for label, size, count in (
                         ("4 KiB", "4k", 2000), ("1 MiB", "1M", 64))),
                     *(_echo_row(guest, size) for size in (56, 1400))]
@@ -57,7 +58,7 @@ def vfio_rows() -> list[str]:
 
 def _sh(guest: QemuGuest, command: str) -> str:
     result = run_program(guest, "sh", "-c", command, seconds=120)
-    if result.status:
+    if result.status != 0:
         raise TargetError(f"{command}: {result.output}")
     return result.output
 

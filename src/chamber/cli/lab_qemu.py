@@ -47,7 +47,7 @@ def install(what: str, package: str | None) -> None:
         click.echo(f"{kernel.release}: {kernel.path}")
 
 
-@click.command()
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--target", "kind", type=click.Choice(sorted(targets.BOOTING)), default="uml", show_default=True,
               help="What to boot.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="A kernel other than the target's own.")
