@@ -7,12 +7,11 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chamber.lab.debian import Apt, run_tool
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ __all__ = ("KernelSource", "cache_folder", "find_source", "locked", "originals_o
 _SUITES: Final = ("bookworm", "bookworm-security", "bookworm-backports", "trixie", "trixie-security",
                   "trixie-backports", "sid")
 """Where Debian keeps kernel source, the nearest first."""
-_KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_APT_SECONDS: Final = 900
 _SERIES: Final = re.compile(r"[0-9]+\.[0-9]+")
 _SKIPPED: Final = frozenset({".git", ".svn", ".hg"})
 _COPIED: Final = re.compile(r"\.(?:o|ko|a|cmd|mod|d)$|^\.(?!gitignore|gitattributes)|^(?:vmlinux|linux)$")
@@ -107,64 +104,33 @@ def _fetch(package: str, tree: Path, tell: Callable[[str], None]) -> str:
     for tool in ("apt-get", "dpkg-deb", "tar", "xz"):
         if shutil.which(tool) is None:
             raise TargetError(f"{package} is fetched by apt, and unpacked by tar and xz: {tool} is missing")
-    with tempfile.TemporaryDirectory(prefix="chamber-apt-") as name:
-        folder = Path(name)
-        for suite in _SUITES:
-            tell(f"looking for {package} in {suite}")
-            deb = _download(package, suite, folder)
-            if deb is not None:
-                break
-        else:
-            raise TargetError(f"Debian's {', '.join(_SUITES)} have no {package}, or can't be reached")
-        version = _run("dpkg-deb", "-f", str(deb), "Version").strip()
-        tell(f"unpacking {package} {version}")
-        unpacked = folder / "deb"
-        _run("dpkg-deb", "-x", str(deb), str(unpacked))
-        archive = next((unpacked / "usr/src").glob("linux-source-*.tar.*"), None)
-        if archive is None:
-            raise TargetError(f"{deb.name} holds no source")
-        tree.mkdir(parents=True)
-        try:
-            _run("tar", "-x", "-C", str(tree), "--strip-components=1", "-f", str(archive))
-        except BaseException:
-            shutil.rmtree(tree, ignore_errors=True)
-            raise
-    return version
+    for suite in _SUITES:
+        tell(f"looking for {package} in {suite}")
+        with contextlib.ExitStack() as stack:
+            try:
+                deb = stack.enter_context(Apt.opened(suite)).fetch_alone(package)
+            except TargetError:
+                continue  # it is not there, or the suite can't be reached
+            version = run_tool("dpkg-deb", "-f", str(deb), "Version").strip()
+            tell(f"unpacking {package} {version}")
+            _unpack(deb, tree)
+            return version
+    raise TargetError(f"Debian's {', '.join(_SUITES)} have no {package}, or can't be reached")
 
 
-def _download(package: str, suite: str, folder: Path) -> Path | None:
-    """Download a package by an apt of its own: lists, cache and sources are private, the system stays as it is."""
-    private = folder / suite
-    for part in ("lists/partial", "archives/partial"):
-        (private / part).mkdir(parents=True, exist_ok=True)
-    signed = f" [signed-by={_KEYRING}]" if _KEYRING.exists() else ""
-    archive = "debian-security" if suite.endswith("-security") else "debian"
-    (private / "sources.list").write_text(f"deb{signed} http://deb.debian.org/{archive} {suite} main\n",
-                                          encoding="ascii")
-    # As root, apt gives its rights away before it downloads.
-    for path in (folder, private):
-        path.chmod(0o755)
-    options = ("-qq", "-o", f"Dir::Etc::sourcelist={private}/sources.list", "-o", "Dir::Etc::sourceparts=-",
-               "-o", f"Dir::State::lists={private}/lists", "-o", f"Dir::Cache={private}", "-o",
-               "APT::Sandbox::User=root")
+def _unpack(deb: Path, tree: Path) -> None:
+    """Unpack the archive within a package."""
+    unpacked = deb.parent / "deb"
+    run_tool("dpkg-deb", "-x", str(deb), str(unpacked))
+    archive = next((unpacked / "usr/src").glob("linux-source-*.tar.*"), None)
+    if archive is None:
+        raise TargetError(f"{deb.name} holds no source")
+    tree.mkdir(parents=True)
     try:
-        _run("apt-get", *options, "update", folder=private)
-        _run("apt-get", *options, "download", package, folder=private)
-    except TargetError:
-        return None
-    return next(private.glob("*.deb"), None)
-
-
-def _run(*command: str, folder: Path | None = None) -> str:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_APT_SECONDS, check=False,
-                              stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise TargetError(f"{command[0]} did not end within {_APT_SECONDS} s") from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise TargetError(f"{command[0]}: {last[0]}")
-    return done.stdout
+        run_tool("tar", "-x", "-C", str(tree), "--strip-components=1", "-f", str(archive))
+    except BaseException:
+        shutil.rmtree(tree, ignore_errors=True)
+        raise
 
 
 # Trees.
