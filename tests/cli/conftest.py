@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chamber.device.capture import CaptureFile
+    from chamber.guest.policy import Policy
     from chamber.lab.observation import Scenario, Target
 
 BROKEN, BROKEN_TOO, DENIED, HOSTILE_ONE, HELD = (
@@ -36,8 +37,11 @@ class Bench:
     missing: dict[str, str] = field(default_factory=dict)
     made: list[FakeTarget] = field(default_factory=list)
     kernels: list[Path | None] = field(default_factory=list)
+    policies: list[Policy | None] = field(default_factory=list)
 
-    def make_target(self, kind: str, kernel: Path | None = None, capture: CaptureFile | None = None) -> Target:
+    def make_target(self, kind: str, kernel: Path | None = None, capture: CaptureFile | None = None,
+                    policy: Policy | None = None) -> Target:
+        self.policies.append(policy)
         assert capture is None
         if kind in self.missing:
             raise TargetError(self.missing[kind])

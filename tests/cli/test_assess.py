@@ -75,7 +75,7 @@ def test_status_by_verdict(bench: Bench, fail_on: str, status: int) -> None:
     (["--fail-on", "brokn"], "did you mean broken?"),
     (["--target", "xen"], "'xen' is not one of"),
     (["--jobs", "0"], "0 is not in the range"),
-    (["--target", "model", "--kernel", "/bin/true"], "--kernel goes with --target uml"),
+    (["--target", "model", "--kernel", "/bin/true"], "--kernel goes with --target qemu or uml"),
     (["--device", "rng", "--attack", "blk-used-id-size"], "none of these attacks is in device rng"),
     (["--nonsense"], "No such option"),
 ])
@@ -182,3 +182,16 @@ def test_bar_of_progress() -> None:
         run_plan(plan, on_done=progress.done)
     assert "9/9" in stream.getvalue()
     assert "2 broken" in stream.getvalue()
+
+
+def test_a_policy_goes_to_the_model_and_into_the_replay_line(bench: Bench) -> None:
+    status, out, _ = bench.assess("--target", "model", "--policy", "minimal", names=(BROKEN,))
+    assert status == 0
+    assert [policy.name for policy in bench.policies if policy is not None] == ["minimal"] * len(bench.policies)
+    assert f"chamber replay model:{BROKEN}:bare --seed 1 --policy minimal" in out
+    bench.policies.clear()
+    assert bench.chamber("replay", f"model:{BROKEN}:hardened", "--policy", "minimal", "--out", str(bench.out))[0] == 0
+    assert [policy.name for policy in bench.policies if policy is not None] == ["minimal"]
+    status, _, err = bench.assess("--policy", "nonesuch")
+    assert status == 2
+    assert "policies that come with Chamber are" in err

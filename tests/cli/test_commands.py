@@ -56,12 +56,14 @@ def test_lab_list(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without the kernels that this user has built
     bench.missing["uml"] = "no user-mode-linux kernel here"
     bench.missing["uml-pci"] = "no kernel here that counts"
+    bench.missing["qemu"] = "no QEMU here"
     status, out, _ = bench.chamber("lab", "list")
     assert status == 0
     assert out.splitlines() == [
         "model   available  kernel: 6.1.0, options: a b, profiles: bare hardened",
         "uml     missing    no user-mode-linux kernel here",
-        "uml-pci missing    no kernel here that counts"]
+        "uml-pci missing    no kernel here that counts",
+        "qemu    missing    no QEMU here"]
 
 
 def test_a_target_whose_module_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
