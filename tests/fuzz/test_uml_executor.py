@@ -20,6 +20,7 @@ from chamber.lab.kernel.build import build_kernel
 from chamber.lab.kernel.config import KernelOptions
 from chamber.lab.kernel.source import find_source
 from chamber.lab.observation import Harm
+from chamber.lab.uml_channel import UmlChannel
 from chamber.lab.uml_kernel import find_kernel
 from chamber.wire.virtio import DeviceType
 
@@ -77,6 +78,32 @@ def test_what_a_device_keeps_back_is_no_hang(kernel: BuiltKernel) -> None:
         execution = executor.run(Program(Start.PROBE, 0, 0, (Lie(Point.WITHHELD, 0, change=Change.ADD),)))
         assert execution.told == {0: 1}
         assert not execution.evidence
+
+
+def test_a_wait_for_what_was_lost_is_ended_and_the_driver_serves_on(
+        kernel: BuiltKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    interrupt = UmlChannel.interrupt
+
+    def watched(channel: UmlChannel) -> None:
+        ended.append(channel)
+        interrupt(channel)
+
+    monkeypatch.setattr(UmlChannel, "interrupt", watched)
+    # The answer to a request for a connection is cut short, so that Linux drops it.
+    lie = Lie(Point.SIZE, 0, value=32)
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.VSOCK)) as executor:
+        stream = executor.uses.index("stream-socket")
+        for _ in range(3):
+            executor.run(Program(Start.SESSION, stream))
+        assert not ended, "with an honest device"
+        for _ in range(12):
+            execution = executor.run(Program(Start.SESSION, stream, 0, (lie,)))
+            assert execution.told == {0: 1}
+            assert not execution.evidence
+        assert ended
+        assert not executor.run(Program(Start.SESSION, stream)).evidence
+        assert executor.boots == 1
 
 
 def test_what_is_told_while_the_driver_goes_away_comes_before_it_frees(kernel: BuiltKernel) -> None:

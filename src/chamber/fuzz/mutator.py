@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from chamber.fuzz.avoidance import Avoidance, kind_of
+from chamber.fuzz.costs import Costs
 from chamber.fuzz.lies import HEADER, NOTHING_ASKED, RECORD, Change, Lie, Moment, Point, Program, Start
 
-__all__ = ("FINDINGS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim", "random_lie",
-           "shortened", "trim")
+__all__ = ("COSTS", "FINDINGS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim",
+           "random_lie", "shortened", "trim")
 
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
@@ -31,6 +32,11 @@ _COSTLY: Final = frozenset({Point.FEATURES, Point.USED_ID, Point.USED_AGAIN, Poi
 """Lies after which the driver has to be brought back, or waits: ten sessions' time and more."""
 _COSTLY_INPUTS: Final = 0.06
 """Inputs that may have them, or begin with a probe. Others are left without, whatever they come from."""
+_EVER: Final = 0xFF
+"""How often a lie is told that is told as often as can be."""
+_FLOODS: Final = 0.1
+"""Of inputs that are not costly otherwise: those that may have such lies. A hundred answers take their time."""
+_SOME: Final = 4
 _KEEPS_FEATURES: Final = 0.2
 """Of these: the device is plugged in anew for features, which takes longest."""
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
@@ -39,7 +45,10 @@ _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 
 _SHOWS_AGAIN: Final = 0.02
 FINDINGS: Final = "CHAMBER_FINDINGS"
 """Names the environment's word for where confirmed findings are."""
+COSTS: Final = "CHAMBER_COSTS"
+"""Names the environment's word for what sessions cost."""
 _KNOWN: Final[list[Avoidance]] = []
+_COSTS: Final[list[Costs]] = []
 _DICE: Final = random.Random()  # noqa: S311 - seeded by AFL++
 _FEATURE_BITS: Final = 42
 """Bits of device types and of rings and transports that Linux knows, about."""
@@ -77,8 +86,8 @@ def random_lie(dice: random.Random) -> Lie:
             value = value & 0xFFFFFFFF | dice.randrange(24) << 48 | dice.randrange(4) << 56
         else:
             value = dice.randrange(8)
-    return Lie(point, queue, _small(dice), dice.choice((1, 1, 2, 4, 0xFF)), offset, Change(dice.randrange(len(Change))),
-               dice.choice((1, 2, 4, 4, 8)), value)
+    return Lie(point, queue, _small(dice), dice.choice((1, 1, 2, _SOME, _EVER)), offset,
+               Change(dice.randrange(len(Change))), dice.choice((1, 2, 4, 4, 8)), value)
 
 
 def _varied(lie: Lie, dice: random.Random) -> Lie:
@@ -97,7 +106,7 @@ def _varied(lie: Lie, dice: random.Random) -> Lie:
         case 5:
             return replace(lie, queue=0xFF if dice.random() < 0.3 else dice.randrange(8))
         case 6:
-            return replace(lie, times=dice.choice((1, 2, 4, 0xFF)))
+            return replace(lie, times=dice.choice((1, 2, _SOME, _EVER)))
         case _:
             return replace(lie, value=lie.value ^ 1 << dice.randrange(64))
 
@@ -128,6 +137,8 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
     if dice.random() >= _COSTLY_INPUTS:
         start = Start.SESSION
         lies = [lie for lie in lies if lie.point not in _COSTLY] or [_cheap_lie(dice)]
+        if dice.random() >= _FLOODS:
+            lies = [replace(lie, times=_SOME) if lie.times == _EVER else lie for lie in lies]
     elif dice.random() >= _KEEPS_FEATURES:
         start = min(start, Start.PROBE)
         lies = [lie for lie in lies if lie.point is not Point.FEATURES]
@@ -148,6 +159,8 @@ def init(seed: int) -> None:
     _DICE.seed(seed)
     if FINDINGS in os.environ:
         _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]))]
+    if COSTS in os.environ:
+        _COSTS[:] = [Costs(Path(os.environ[COSTS]))]
 
 
 def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
@@ -169,9 +182,10 @@ def _without(program: Program, known: Avoidance, dice: random.Random) -> Program
     return program
 
 
-def fuzz_count(data: bytearray) -> int:  # noqa: ARG001 - AFL++'s signature
+def fuzz_count(data: bytearray) -> int:
     """Return how often to vary an input before it is another's turn; AFL++ would dwell on each for a thousand times."""
-    return _TURNS
+    use = Program.parse(bytes(data)).use
+    return round(_TURNS * _COSTS[0].share(use)) if _COSTS else _TURNS
 
 
 class _Trim:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.fuzz import forkserver
+from chamber.fuzz.costs import write_costs
 from chamber.fuzz.progress import Progress
 from chamber.fuzz.reports import ReportStore
 from chamber.fuzz.settings import Folder
@@ -36,6 +37,7 @@ class _Watch:
     def __init__(self, folder: Folder, job: str) -> None:
         self._store = ReportStore(folder.reports)
         self._progress = Progress(folder.progress, job)
+        self._costs = folder.costs(job)
         self._write_at = self._places_at = 0.0
         self.knows = self._store.knows
         self.executor: Executor | None = None
@@ -56,6 +58,7 @@ class _Watch:
             if now >= self._places_at and isinstance(self.executor, UmlExecutor):
                 self._places_at = now + _PLACES_SECONDS
                 progress.reached(locate(*self.executor.reached()))
+                write_costs(self._costs, self.executor.costs)
             progress.write()
         return reported
 

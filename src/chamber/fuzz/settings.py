@@ -123,6 +123,10 @@ class Folder:
         """What each process has done."""
         return self.top / "progress"
 
+    def costs(self, job: str) -> Path:
+        """What sessions cost one process."""
+        return self.progress / f"{job}.costs"
+
     @property
     def temporary(self) -> Path:
         """Guests' files."""

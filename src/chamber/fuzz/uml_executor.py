@@ -35,9 +35,15 @@ _HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 5.0
 """Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""
-_CHANGE_SECONDS: Final = 3.0
+_CHANGE_SECONDS: Final = 1.0
+"""A probe or a removal is over by then, a hundred times over."""
 _EXECUTIONS: Final = 5000
 """Executions that a guest serves: what they leave behind is not to add up."""
+_FAILED: Final = 4
+"""Sessions, one after the other, in which more goes wrong than usual, until a search makes sure that the driver has not
+given up. A lie that is told makes most sessions fail, and few drivers."""
+_NEWEST: Final = 0.02
+"""What the last session counts for in what one costs."""
 _KNOWN: Final = 200
 """Known reports after which it has had enough, too."""
 _WAITS: Final = ("do_nanosleep", "poll_schedule_timeout", "do_sys_poll", "do_select", "wait_woken", "interrupt_end")
@@ -78,6 +84,7 @@ class UmlExecutor:
     Attributes:
         boots: guests started.
         executions: inputs executed on the guest that there is now.
+        costs: seconds that a session of each use takes, by the number that inputs have for it.
 
     """
 
@@ -85,6 +92,7 @@ class UmlExecutor:
                  folder: Path | None = None, trace: bool = False) -> None:
         self.boots = 0
         self.executions = 0
+        self.costs: dict[int, float] = {}
         self._kernel = kernel.for_device(device)
         self._type = device
         self._known = known
@@ -101,6 +109,7 @@ class UmlExecutor:
         self._reports = 0
         self._over = False
         self._failures: dict[str, int] = {}
+        self._failed = 0
         self._usual: dict[tuple[Start, str], float] = {}
         self._no_edges = memoryview(bytes(EDGES))
 
@@ -213,6 +222,7 @@ class UmlExecutor:
             coverage.clear_edges()
             coverage.count(on=True)
         self.executions += 1
+        begin = time.monotonic()
         try:
             self._do(worker, liar, start, steps, execution)
         except GuestDied:
@@ -220,6 +230,9 @@ class UmlExecutor:
         self._count(on=False)
         execution.strikes, execution.told = liar.strikes, dict(liar.told)
         self._judge(worker, execution)
+        if start is Start.SESSION:
+            number, seconds = program.use % len(worker.uses), time.monotonic() - begin
+            self.costs[number] = self.costs.get(number, seconds) * (1 - _NEWEST) + seconds * _NEWEST
         if self._device is not None:
             self._device.hooks = None
         self._liar = None
@@ -247,8 +260,16 @@ class UmlExecutor:
         self._state = {Start.SESSION: _State.BOUND, Start.PROBE: _State.ALONE, Start.CONNECT: _State.OUT}[start]
         if start is Start.SESSION:
             lasting = any(lie.point in _LASTING and number in liar.told for number, lie in liar.numbered)
-            if lasting or (self._fails(worker, execution) and self._fails_again(worker, execution)):
+            if lasting or self._gave_up(worker, execution):
                 self._leave(worker, execution)
+
+    def _gave_up(self, worker: UmlWorker, execution: Execution) -> bool:
+        """Whether the driver does not serve any more, as far as can be said without using the device too often."""
+        self._failed = self._failed + 1 if self._fails(worker, execution) else 0
+        if self._failed < (1 if self._trace else _FAILED):
+            return False
+        self._failed = 0
+        return self._fails_again(worker, execution)
 
     def _fails(self, worker: UmlWorker, execution: Execution) -> bool:
         """Whether more went wrong in the last session than goes wrong with an honest device."""

@@ -9,6 +9,8 @@ import pty
 import tty
 from typing import TYPE_CHECKING, Any
 
+from chamber.lab.agent.worker import INTERRUPT
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -52,6 +54,11 @@ class UmlChannel:
         """Write one line; a guest that does not read loses it."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._fd, json.dumps(message).encode() + b"\n")
+
+    def interrupt(self) -> None:
+        """Type what ends a wait of the process there."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._fd, INTERRUPT)
 
     def _read(self) -> None:
         try:

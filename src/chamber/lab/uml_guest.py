@@ -38,6 +38,8 @@ __all__ = ("GuestDied", "UmlGuest")
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_AT_WORK: Final = frozenset({"running", "61", "202"})
+"""What it is at in the eyes of the host: computing, or in wait4 or futex until a process of its own is back."""
 _MCONSOLE = struct.Struct("=III512s")
 _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
 
@@ -189,6 +191,14 @@ class UmlGuest(AgentGuest):
         """Wake a suspended guest, as a press on the power button does."""
         if self.alive:
             os.kill(self.pid, signal.SIGUSR1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its kernel sleeps until an interrupt comes: not at work, and not waiting for a process of its own."""
+        with contextlib.suppress(OSError):
+            call = Path(f"/proc/{self.pid}/syscall").read_text(encoding="ascii").split()[0]
+            return call not in _AT_WORK
+        return False
 
     def where(self) -> str:
         """Have the kernel print where it is (SysRq p, through its management console); '' if it takes no interrupt.

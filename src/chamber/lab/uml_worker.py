@@ -28,6 +28,9 @@ _START_SECONDS: Final = 20.0
 _NUDGE_SECONDS: Final = 0.1
 _QUIET_SECONDS: Final = 0.002
 """After which a guest may be waiting for what it does not get."""
+_MOMENT_SECONDS: Final = 0.0004
+"""After which one that is idle does: longer than what it does with a device sleeps of its own accord."""
+_SOON_SECONDS: Final = 0.02
 
 
 class UmlWorker:
@@ -57,12 +60,16 @@ class UmlWorker:
                  folder: Path | None = None) -> None:
         self.asked: Callable[[str], None] = lambda _action: None
         self.failed = 0
+        self.uses: tuple[str, ...] = ()
         self._loop = loop
+        self._may_end = False
         self._answers: list[dict[str, Any]] = []
         marker = secrets.token_bytes(24)
         self.leaks = LeakWatch(marker)
         self.guest = UmlGuest(kernel, loop, {device: provide}, options=options, terminal=self._heard, folder=folder,
                               observer=self.leaks.saw)
+        assert self.guest.second is not None
+        self._terminal = self.guest.second
         try:
             answer = self.guest.request(_START_SECONDS, do="work", platform=self.guest.platform[device],
                                         device=device.short, marker=marker.hex())
@@ -77,7 +84,8 @@ class UmlWorker:
         except BaseException:
             self.guest.close()
             raise
-        self.uses: tuple[str, ...] = tuple(hello["uses"])
+        self._ends_waits = bool(hello["ends_waits"])
+        self.uses = tuple(hello["uses"])
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "ask" in message:
@@ -94,9 +102,10 @@ class UmlWorker:
             GuestDied: the guest ended meanwhile.
 
         """
-        assert self.guest.second is not None
+        steps = list(steps)
         self._answers.clear()
-        self.guest.second.send(list(steps))
+        self._may_end = self._ends_waits and not set(self.uses).isdisjoint(steps)
+        self._terminal.send(steps)
         return self.go_on(seconds, stalled)
 
     def go_on(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> str | None:
@@ -115,23 +124,39 @@ class UmlWorker:
     def _wait(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         answers = self._answers
         guest = self.guest
-        heard = nudged = now = time.monotonic()
+        heard = nudged = ended = now = time.monotonic()
         deadline = now + seconds
         while not answers and guest.alive:
-            came = self._loop.turn(min(deadline - now, _QUIET_SECONDS))
+            came = self._loop.turn(min(deadline - now, _MOMENT_SECONDS))
             now = time.monotonic()
             if came:
-                heard = now
-            if now >= deadline or (now - heard >= _QUIET_SECONDS and stalled()):
+                heard = ended = now
+            owed = now - heard >= _MOMENT_SECONDS and stalled()
+            if now >= deadline or (now - heard >= _QUIET_SECONDS and owed):
                 return None
+            if now - ended >= _MOMENT_SECONDS and not owed and self._may_end and self._waits_in_vain():
+                ended = now
+                if nudged < heard:
+                    nudged = now
+                    self._nudge()
+                else:
+                    self._terminal.interrupt()
             if now - max(heard, nudged) >= _NUDGE_SECONDS:
                 nudged = now
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(guest.pid, signal.SIGIO)  # User-Mode Linux misses the signal of input now and then
+                self._nudge()
         if not answers:
             guest.drain()
             raise GuestDied(str(guest.exit_status))
         return answers[0]
+
+    def _nudge(self) -> None:
+        """Have the guest look for input: User-Mode Linux misses the signal of some now and then."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.guest.pid, signal.SIGIO)
+
+    def _waits_in_vain(self) -> bool:
+        """Whether the guest waits for what was lost with a lie: it has nothing to do, and nothing is to come."""
+        return not self._loop.expects(_SOON_SECONDS) and self.guest.idle
 
     def where(self) -> list[str]:
         """Return the kernel stack of a worker that hangs; nothing if the guest does not answer at all."""

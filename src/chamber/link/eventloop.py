@@ -63,6 +63,10 @@ class EventLoop:
         """Call back after `delay` seconds."""
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
 
+    def expects(self, seconds: float) -> bool:
+        """Whether something is to be called within so many seconds, whatever descriptors have."""
+        return bool(self._soon) or bool(self._timers and self._timers[0][0] - time.monotonic() <= seconds)
+
     def turn(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for something to happen, and handle it; return whether a descriptor had it."""
         if self._soon:

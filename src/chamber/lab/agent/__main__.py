@@ -31,7 +31,7 @@ from chamber.lab.agent import (
 )
 from chamber.lab.agent.patience import set_patience
 from chamber.lab.agent.report import Report
-from chamber.lab.agent.sessions import uses_of
+from chamber.lab.agent.sessions import MOUNTED, uses_of
 
 _TERMINAL = "/dev/tty1"
 _SCAN_SECONDS = 0.3
@@ -176,7 +176,8 @@ def _work(request: dict[str, object]) -> dict[str, object]:
         try:
             kernel.SECRET.marker = bytes.fromhex(str(request["marker"]))
             kernel.plant()
-            worker.serve(str(request["platform"]), uses_of(kind, _STIMULI.get(kind, {})))
+            worker.serve(str(request["platform"]), uses_of(kind, _STIMULI.get(kind, {})),
+                         ends_waits=kind not in MOUNTED)
         finally:
             os._exit(1)
     return {"pid": child}

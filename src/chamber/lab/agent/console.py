@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -31,16 +32,18 @@ _TIMEOUT: Final = 0.5
 
 def ports(virtio: str) -> list[str]:
     """Names of the ports of a device, such as ``vport1p0``."""
-    device = (Path("/sys/bus/virtio/devices") / virtio).resolve()
-    return sorted(p.name for p in _PORTS.iterdir() if (p / "device").resolve() == device)
+    try:
+        return sorted(os.listdir(f"/sys/bus/virtio/devices/{virtio}/virtio-ports"))
+    except FileNotFoundError:
+        return []
 
 
 def find_port(virtio: str, wanted: str) -> str | None:
     """Return the port of that name, if there is one now."""
-    for port in ports(virtio) if _PORTS.is_dir() else []:
-        name = _PORTS / port / "name"
-        if name.exists() and name.read_text(encoding="utf-8", errors="replace").strip() == wanted:
-            return port
+    for port in ports(virtio):
+        with contextlib.suppress(OSError):  # one without a name has no such file
+            if (_PORTS / port / "name").read_bytes().strip() == wanted.encode():
+                return port
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -31,13 +32,21 @@ _RSSH: Final = struct.Struct("=IIIIB3xI")
 _CHANNELS: Final = struct.Struct("=9I")
 
 
-def call(name: str, request: bytes) -> bytes:
-    """Issue one command; return the buffer as the kernel left it."""
-    buffer = ctypes.create_string_buffer(request, _ROOM)
+@functools.cache
+def _room() -> ctypes.Array[ctypes.c_char]:
+    """Memory for commands and answers: touching new memory takes longer in a guest than most commands."""
+    return ctypes.create_string_buffer(_ROOM)
+
+
+def call(name: str, request: bytes) -> memoryview:
+    """Issue one command; return the buffer as the kernel left it, good until the next."""
+    buffer = _room()
+    ctypes.memset(buffer, 0, _ROOM)
+    ctypes.memmove(buffer, request, len(request))
     ifreq = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(buffer))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, ifreq)
-    return buffer.raw
+    return memoryview(buffer)
 
 
 def read_all(name: str, report: Report) -> None:
@@ -60,7 +69,7 @@ def _rss(name: str) -> bytes:
     if 4 * indir + key > _ROOM - _RSSH.size:
         raise OSError(75, f"an indirection table of {indir} entries")
     whole = call(name, _RSSH.pack(_GRSSH, 0, indir, key, 0, 0))
-    data = whole[_RSSH.size:_RSSH.size + 4 * indir + key]
+    data = bytes(whole[_RSSH.size:_RSSH.size + 4 * indir + key])
     return _RSSH.pack(_SRSSH, 0, indir, key, hfunc, 0) + data
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ECHO", "PEER", "STIMULI", "change_address", "change_filters", "change_lengths", "change_link", "change_queues",
-    "down", "interface", "ping", "tcp_echo", "udp_echo", "up",
+    "down", "interface", "is_up", "ping", "tcp_echo", "udp_echo", "up",
 )
 
 GUEST: Final = "10.99.0.2"
@@ -42,7 +42,13 @@ def interface(virtio: str) -> str:
     """Name of the interface that a virtio device became."""
     folder = Path("/sys/bus/virtio/devices") / virtio / "net"
     kernel.wait_for("the interface", folder)
-    return next(entry.name for entry in folder.iterdir())
+    return os.listdir(folder)[0]
+
+
+def is_up(name: str) -> bool:
+    """Whether an interface is up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        return bool(_flags(control, name) & _IFF_UP)
 
 
 def _ifreq(name: str, rest: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import random
 import select
@@ -37,11 +38,11 @@ from chamber.lab.agent.disk import BLKRRPART, Direct
 if TYPE_CHECKING:
     from chamber.lab.agent.report import Report
 
-__all__ = ("SESSIONS", "uses_of")
+__all__ = ("MOUNTED", "SESSIONS", "uses_of")
 
 _Session = Callable[[str, "Report"], None]
 _RAW: Final = Path("/sys/class/virtio-ports")
-_MOMENT: Final = 0.0005
+_MOMENT: Final = 0.0002
 _DICE: Final = random.Random(1)  # noqa: S311 - test data
 
 
@@ -119,7 +120,7 @@ def _closed_and_opened(virtio: str, report: Report) -> None:
 
 def _interface(virtio: str) -> str:
     name = net.interface(virtio)
-    if not int((Path("/sys/class/net") / name / "flags").read_text(encoding="ascii"), 16) & 1:
+    if not net.is_up(name):
         net.up(name)
     return name
 
@@ -168,13 +169,15 @@ def _change(what: Callable[[str, Report], None]) -> _Session:
     return session
 
 
+@functools.cache
+def _program() -> int:
+    """Load a program for frames, once: that takes longer than to run it."""
+    return xdp.load(xdp.PASS)
+
+
 def _xdp(name: str, report: Report) -> None:
     """Run a program on the frames of a ping."""
-    fd = xdp.load(xdp.PASS)
-    try:
-        xdp.attach(name, fd)
-    finally:
-        os.close(fd)
+    xdp.attach(name, _program())
     report.attempt("ping", net.ping, 56, _DICE)
     xdp.detach(name)
 
@@ -390,6 +393,8 @@ SESSIONS: Final[dict[str, dict[str, _Session]]] = {
               "called": _called_socket, "open-sockets": _open_sockets},
 }
 """By type of device, then by name."""
+MOUNTED: Final = frozenset({"9p", "fs"})
+"""Types whose uses mount something: whatever comes between, it is unmounted, or the driver can't be removed."""
 
 
 def uses_of(kind: str, stimuli: dict[str, _Session]) -> dict[str, _Session]:

@@ -6,8 +6,12 @@ It talks over a terminal of its own, and may hang, in the kernel and for good: P
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import signal
+import termios
 import tty
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,8 +22,12 @@ from chamber.lab.agent.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
-__all__ = ("serve",)
+__all__ = ("INTERRUPT", "serve")
+
+INTERRUPT: Final = b"\x03"
+"""What the host types to end a wait."""
 
 _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.01
@@ -46,6 +54,36 @@ class _Quiet(Report):
             super().send(**message)
         elif message.get("outcome") not in {"begin", "ok", "note"}:
             self.failed += 1
+
+
+class _Waits:
+    """Ends a wait for the device when the host, which sees that nothing more is to come, says so.
+
+    A time-out would have to be long, for a host that has much else to do, and most of what lies about a device leaves
+    somebody without an answer.
+
+    Attributes:
+        may_end: whether the process is at something that may be ended.
+
+    """
+
+    may_end = False
+
+    def __init__(self, terminal: int) -> None:
+        signal.signal(signal.SIGINT, self._end)
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        attributes = termios.tcgetattr(terminal)
+        attributes[3] |= termios.ISIG | termios.NOFLSH
+        characters = attributes[6]
+        characters[:] = [b"\0"] * len(characters)
+        characters[termios.VMIN] = 1
+        characters[termios.VINTR] = INTERRUPT
+        termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.may_end:
+            raise TimeoutError(errno.ETIMEDOUT, "the host has nothing more to say")
 
 
 class _Device:
@@ -88,11 +126,19 @@ class _Device:
         return self._bind
 
 
-def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None:
-    """Do what the host says, for ever: a line of JSON with names of steps, and one with what went wrong in them."""
+def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends_waits: bool) -> None:
+    """Do what the host says, for ever: a line of JSON with names of steps, and one with what went wrong in them.
+
+    Args:
+        platform: the device.
+        uses: what is done with it, by name.
+        ends_waits: whether the host may end a wait in them.
+
+    """
     terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     set_patience(_PATIENCE)
+    waits = _Waits(terminal)
     kernel.SECRET.wanted = False
     # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
     kernel.write(_SYSRQ, _SYSRQ_DUMPS)
@@ -101,7 +147,7 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None
     steps: dict[str, Callable[[], None]] = {
         "connect": device.connect, "disconnect": device.disconnect, "probe": device.probe, "remove": device.remove}
     pending = b""
-    Report.send(report, hello=os.getpid(), uses=list(uses))
+    Report.send(report, hello=os.getpid(), uses=list(uses), ends_waits=ends_waits)
     while True:
         pending += os.read(terminal, 4096)
         while b"\n" in pending:
@@ -113,11 +159,13 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]]) -> None
                     if step in steps:
                         steps[step]()
                     else:
+                        waits.may_end = ends_waits
                         uses[step](device.virtio, report)
                 except OSError as error:
                     failed = failed or f"{step}: {error.strerror or error}"
                 except Exception as error:  # a bug of a stimulus must reach the host, and the next may be well
                     failed = failed or f"{step}: {type(error).__name__}: {error}"
+                waits.may_end = False
             # What the kernel does behind a system call shall have its turn before the host looks.
             for _ in range(_YIELDS):
                 os.sched_yield()
