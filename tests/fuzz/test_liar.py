@@ -6,9 +6,13 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chamber.device.catalogue import TYPES
-from chamber.fuzz.lies import Change, Lie, Moment, Point, Program, Start
+from chamber.device.catalogue import TYPES, make_device
+from chamber.device.virtio_pci import VirtioPci
+from chamber.fuzz.liar import Liar
+from chamber.fuzz.lies import OVER_PCI, Change, Lie, Moment, Point, Program, Start
 from chamber.fuzz.model_executor import ModelExecutor
 from chamber.fuzz.mutator import random_lie
 from chamber.wire.virtio import DeviceType
@@ -67,11 +71,67 @@ _TELLING = {
 }
 
 
-@pytest.mark.parametrize("point", Point, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", _TELLING, ids=lambda point: point.name)
 def test_each_kind_of_lie_can_be_told(point: Point) -> None:
     execution = _run(DeviceType.CONSOLE, _TELLING[point])
     assert execution.told == {0: 1} or execution.told[0] > 1
     assert execution.strikes
+
+
+def test_every_kind_of_lie_is_tried() -> None:
+    assert set(_TELLING) | OVER_PCI == set(Point)
+
+
+def _function(*lies: Lie) -> tuple[VirtioPci, Liar]:
+    liar = Liar(lies)
+    function = VirtioPci(make_device(DeviceType.RNG, hooks=liar))
+    function.write_config(4, b"\6\0")  # memory may be read, and mastered
+    return function, liar
+
+
+def test_a_function_lies_about_its_configuration_space_where_it_is_told_to() -> None:
+    function, liar = _function(Lie(Point.CONFIG_SPACE, offset=2, width=2, value=0x1AF4, times=_ALWAYS))
+    honest = VirtioPci(make_device(DeviceType.RNG))
+    assert function.read_config(0, 4) == honest.read_config(0, 2) + b"\xf4\x1a"
+    assert function.read_config(3, 1) == honest.read_config(3, 1)
+    assert function.read_config(2, 1) == b"\xf4"
+    assert liar.told == {0: 2}
+    assert "configuration space at 0x0" in liar.strikes[0]
+
+
+def test_a_function_lies_about_a_register_of_one_bar() -> None:
+    function, liar = _function(Lie(Point.REGISTER, 0, offset=0x12, width=2, value=9))
+    assert function.read_bar(0, 0x12, 2) == b"\t\0"
+    assert function.read_bar(0, 0x12, 2) == b"\1\0"
+    assert liar.told == {0: 1}
+
+
+def test_a_write_is_lost_once() -> None:
+    function, liar = _function(Lie(Point.WRITE_LOST, 0, offset=0x14))
+    for _ in range(2):
+        before = function.read_bar(0, 0x14, 1)
+        function.write_bar(0, 0x14, b"\1")
+        assert (before, function.read_bar(0, 0x14, 1)) in {(b"\0", b"\0"), (b"\0", b"\1")}
+    assert function.read_bar(0, 0x14, 1) == b"\1"
+    assert liar.told == {0: 1}
+    assert liar.owes  # a guest that waits for what it wrote may do so
+
+
+@pytest.mark.parametrize(("change", "raised"), [(Change.SET, [5]), (Change.FILL, [1, 5]), (Change.ADD, [6])])
+def test_other_vectors_are_raised(change: Change, raised: list[int]) -> None:
+    function, liar = _function(Lie(Point.VECTOR, change=change, value=5))
+    assert list(liar.vectors(function, 1)) == raised
+    assert list(liar.vectors(function, 1)) == [1]
+
+
+@given(st.sampled_from(sorted(OVER_PCI)), st.integers(0, 2), st.integers(0, 0x5000), st.sampled_from(Change),
+       st.sampled_from((1, 2, 4, 8)), st.integers(0, 2**64 - 1), st.integers(0, 0x1000), st.sampled_from((1, 2, 4)))
+def test_whatever_a_function_says_is_as_long_as_was_asked_for(
+        point: Point, bar: int, offset: int, change: Change, width: int, value: int, at: int, size: int) -> None:
+    function, _ = _function(Lie(point, bar, 0, _ALWAYS, offset, change, width, value))
+    assert len(function.read_config(at, size)) == size
+    assert len(function.read_bar(bar, at, size)) == size
+    assert all(0 <= vector < 2048 for vector in function.device.hooks.vectors(function, 0))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name)

@@ -115,6 +115,32 @@ def test_what_is_told_while_the_driver_goes_away_comes_before_it_frees(kernel: B
             assert not any("qlist" in e.signature for e in execution.evidence)
 
 
+@pytest.mark.parametrize("device", [DeviceType.BLOCK, DeviceType.NET, DeviceType.CONSOLE, DeviceType.VSOCK],
+                         ids=lambda device: device.short)
+def test_an_honest_function_on_a_bus_does_no_harm(kernel: BuiltKernel, device: DeviceType) -> None:
+    with closing(UmlExecutor(find_kernel(kernel.binary), device, trace=True, pci=True)) as executor:
+        for start in Start:
+            for use, name in enumerate(executor.uses):
+                execution = executor.run(Program(start, use))
+                assert not execution.evidence, (start, name, execution.evidence)
+        assert executor.boots == 1
+
+
+def test_what_a_function_lies_about_is_told_and_gotten_over(kernel: BuiltKernel) -> None:
+    lies = {
+        Start.CONNECT: Lie(Point.CONFIG_SPACE, 0, offset=0x08, width=1, value=7),  # its revision
+        Start.PROBE: Lie(Point.REGISTER, 0, offset=0x12, width=2, value=1),  # num_queues
+        Start.SESSION: Lie(Point.VECTOR, value=0x7FF),
+    }
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.BLOCK, pci=True)) as executor:
+        for start, lie in lies.items():
+            execution = executor.run(Program(start, 0, 0, (lie,)))
+            assert execution.told == {0: 1}, start
+            assert not execution.evidence, (start, execution.evidence)
+            honest = executor.run(Program(Start.CONNECT, 0))
+            assert not honest.evidence
+
+
 def _guests(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -44,7 +44,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 @click.command()
 @click.argument("device", type=click.Choice([d.short for d in TYPES]))
-@click.option("--target", type=click.Choice(["uml", "model"]), default="uml", show_default=True, help="What to search.")
+@click.option("--target", type=click.Choice(["uml", "uml-pci", "model"]), default="uml", show_default=True,
+              help="What to search.")
 @click.option("--kernel", type=click.Path(path_type=Path),
               help="Kernel that `chamber lab build` built with coverage. Default: the newest one.")
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="hardened", show_default=True,
@@ -87,7 +88,7 @@ def fuzz(device: str, target: str, kernel: Path | None, profile: str, seconds: f
 def _settings(device: str, target: str, kernel: Path | None, profile: str) -> tuple[Settings, UmlKernel | None]:
     if target == "model":
         if kernel is not None:
-            raise click.UsageError("--kernel goes with --target uml")
+            raise click.UsageError("--kernel goes with --target uml and uml-pci")
         return Settings(device, target, "", profile), None
     if kernel is None:
         kernel = Path(find_noticing().name)

@@ -50,7 +50,8 @@ class _Asked:
 @click.argument("finding")
 @click.option("--seed", type=click.IntRange(0, 2**63),
               help="Where random choices come from. Default: as reported, or 1.")
-@click.option("--target", type=click.Choice(["uml", "model"]), help="Where to replay what `chamber fuzz` found.")
+@click.option("--target", type=click.Choice(["uml", "uml-pci", "model"]),
+              help="Where to replay what `chamber fuzz` found.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
 @click.option("--policy", help="The policy that the model's profile hardened keeps.")
 @click.option("--capture", "capture_path", type=click.Path(path_type=Path),

@@ -30,7 +30,7 @@ def replay_finding(folder: Path, kernel: Path | None, target: str | None) -> int
     Args:
         folder: the finding's.
         kernel: another kernel than the one where it was found.
-        target: another target, ``uml`` or ``model``.
+        target: another target, ``uml``, ``uml-pci`` or ``model``.
 
     Raises:
         CampaignError: there is no finding.
@@ -42,7 +42,8 @@ def replay_finding(folder: Path, kernel: Path | None, target: str | None) -> int
     if target is not None:
         settings = replace(settings, target=target)
     if kernel is not None:
-        settings = replace(settings, target="uml", kernel=str(kernel.resolve()) if kernel.exists() else str(kernel))
+        settings = replace(settings, target=settings.target if settings.pci else "uml",
+                           kernel=str(kernel.resolve()) if kernel.exists() else str(kernel))
     console = make_console()
     console.print(Text(f"{settings.device} on {settings.target} {settings.kernel or settings.profile}", "bold"))
     executor = settings.executor(trace=True)

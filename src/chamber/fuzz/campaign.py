@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 import chamber
 from chamber.fuzz.lies import Program, Start
-from chamber.fuzz.mutator import COSTS, FINDINGS
+from chamber.fuzz.mutator import COSTS, FINDINGS, PCI
 from chamber.fuzz.progress import Counts, read_counts, read_reached
 from chamber.fuzz.settings import CampaignError, Folder
 
@@ -139,7 +139,7 @@ class Campaign:
             "AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES": "1", "AFL_NO_UI": "1", "AFL_AUTORESUME": "1", "AFL_FAST_CAL": "1",
             "AFL_FORKSRV_INIT_TMOUT": "120000", "AFL_MAP_SIZE": "65536",
             FINDINGS: str(self.folder.findings.resolve()), COSTS: str(self.folder.costs(job).resolve()),
-            "TMPDIR": str(self.folder.temporary)}
+            "TMPDIR": str(self.folder.temporary), **({PCI: "1"} if self.settings.pci else {})}
         command = [
             self._program, "-i", str(self.folder.seeds), "-o", str(self.folder.search),
             "-M" if number == 0 else "-S", job, "-t", str(_TIME_OUT_MS), "-m", "none", "-G", str(_MAX_INPUT),

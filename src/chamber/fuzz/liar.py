@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,14 +24,19 @@ if TYPE_CHECKING:
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
     from chamber.device.ring import Ring
+    from chamber.device.virtio_pci import VirtioPci
     from chamber.fuzz.lies import Lie
 
 __all__ = ("Liar",)
 
 _KEPT_FEATURES: Final = bit(Feature.ACCESS_PLATFORM)
-"""Not offered where the platform has no such translation: descriptors would hold what the device can't follow."""
+"""Left as it is. Where the platform has no such translation, descriptors would hold what the device can't follow; where
+all DMA is bounced, a guest that is not offered it bounces nothing, which is known."""
+_BARS: Final = 3
 _ACTS: Final = 60
 """Lies told in one execution at most: a device that lies for ever tells nothing new, and takes time."""
+_VECTORS: Final = 0x7FF
+"""MSI-X has no more."""
 _UNTIL_STOP, _UNTIL_END, _FOR_A_WHILE, _UNTIL_OTHERS = range(4)
 _REQUEST: Final = 64
 
@@ -151,7 +157,7 @@ class Liar(Attack):
                     shown |= lie.value
                 case _:
                     shown &= ~bits
-            shown &= ~_KEPT_FEATURES
+            shown = shown & ~_KEPT_FEATURES | offered & _KEPT_FEATURES
             if shown != before:
                 self._tell(number, f"features {shown:#x} offered where the device has {offered:#x}")
         return shown
@@ -171,6 +177,54 @@ class Liar(Attack):
                 self._tell(number, f"configuration at byte {lie.offset}: {part.hex(' ')} where "
                                    f"{bytes(config[lie.offset:lie.offset + lie.width]).hex(' ')} is true")
         return bytearray(shown)
+
+    # What a PCI function shows.
+
+    def _read(self, point: Point, offset: int, data: bytes, where: str, bar: int = 0) -> bytes:
+        """Show something else to a read; `offset` of a lie is a place in the whole of what is read."""
+        shown = bytes(data)
+        for number, lie in self._by_point[point]:
+            at = lie.offset - offset
+            if lie.queue % _BARS != bar or not 0 <= at < len(data) or not self._due(number, lie, None):
+                continue
+            changed = replace(lie, offset=at, width=min(lie.width, _power(len(data) - at))).rewrite(shown, len(shown))
+            if changed != shown:
+                self._tell(number, f"{where} at {offset:#x}: {changed.hex(' ')} where {data.hex(' ')} is true")
+                shown = changed
+        return shown
+
+    def config_space(self, function: VirtioPci, offset: int, data: bytes) -> bytes:  # noqa: ARG002 - the hook's
+        """Show another configuration space."""
+        if not self._by_point[Point.CONFIG_SPACE]:
+            return data
+        return self._read(Point.CONFIG_SPACE, offset, data, "configuration space")
+
+    def register(self, function: VirtioPci, bar: int, offset: int, data: bytes) -> bytes:  # noqa: ARG002 - the hook's
+        """Show another register."""
+        if not self._by_point[Point.REGISTER]:
+            return data
+        return self._read(Point.REGISTER, offset, data, f"BAR {bar}", bar)
+
+    def register_written(self, function: VirtioPci, bar: int, offset: int, data: bytes) -> bool:  # noqa: ARG002
+        """Lose a write."""
+        for number, lie in self._by_point[Point.WRITE_LOST]:
+            if (lie.queue % _BARS == bar and offset <= lie.offset < offset + len(data)
+                    and self._due(number, lie, None)):
+                self._tell(number, f"BAR {bar} at {offset:#x}: {data.hex(' ')} written, and lost")
+                self._silent = True
+                return False
+        return True
+
+    def vectors(self, function: VirtioPci, vector: int) -> Iterable[int]:  # noqa: ARG002 - the hook's
+        """Raise another vector."""
+        raised = [vector]
+        for number, lie in self._by_point[Point.VECTOR]:
+            if self._due(number, lie, None):
+                raised = [*raised, lie.apply(vector)] if lie.change is Change.FILL else [lie.apply(vector)]
+                raised = [other & _VECTORS for other in raised]
+                self._tell(number, f"vector {raised} raised for {vector}")
+                self._silent = True
+        return raised
 
     # What happens to a queue.
 
@@ -434,6 +488,11 @@ class Liar(Attack):
         name = self._names.get((queue.index, head), "")
         role = self.device.queue_role(queue.index)
         return f"{name} ({role})" if name else f"a buffer of {role}"
+
+
+def _power(room: int) -> int:
+    """Return the widest number that fits."""
+    return 1 << room.bit_length() - 1
 
 
 def _put(data: bytes, at: int, lie: Lie, room: int) -> bytes:

@@ -11,7 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ("HEADER", "LIMIT", "NOTHING_ASKED", "RECORD", "Change", "Lie", "Moment", "Point", "Program", "Start")
+__all__ = ("HEADER", "LIMIT", "NOTHING_ASKED", "OVER_PCI", "READ_WHEN_PLUGGED_IN", "RECORD", "Change", "Lie", "Moment",
+           "Point", "Program", "Start")
 
 HEADER: Final = struct.Struct("<BBBB")
 """Start, use, ring, nothing."""
@@ -54,6 +55,15 @@ class Point(enum.IntEnum):
     """No interrupt although there should be one."""
     ACTION = 14
     """Something that an honest host may do as well, at a moment of the attacker's choice."""
+    # Over PCI alone.
+    CONFIG_SPACE = 15
+    """PCI configuration space, at `offset`, as the guest reads it."""
+    REGISTER = 16
+    """A BAR, at `offset`, as the guest reads it; `queue` says which, modulo what there are."""
+    WRITE_LOST = 17
+    """A write to a BAR, at `offset`, that does not arrive; `queue` as above."""
+    VECTOR = 18
+    """The MSI-X vector that is raised."""
 
 
 class Change(enum.IntEnum):
@@ -102,6 +112,10 @@ class Start(enum.IntEnum):
     """The device is plugged in, with features and rings read anew, and unplugged in the end."""
 
 
+READ_WHEN_PLUGGED_IN: Final = frozenset({Point.FEATURES, Point.CONFIG_SPACE})
+"""Lies about what is read when a device is plugged in, and seldom later."""
+OVER_PCI: Final = frozenset({Point.CONFIG_SPACE, Point.REGISTER, Point.WRITE_LOST, Point.VECTOR})
+"""Lies that only a PCI function can tell."""
 NOTHING_ASKED: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_INTERRUPT, Point.ACTION})
 """Lies that answer nothing: they are told at a `Moment`."""
 
@@ -213,4 +227,4 @@ class Program:
     @property
     def least_start(self) -> Start:
         """The latest start at which all of its lies can be told: features are read when the device is plugged in."""
-        return Start.CONNECT if any(lie.point is Point.FEATURES for lie in self.lies) else self.start
+        return Start.CONNECT if any(lie.point in READ_WHEN_PLUGGED_IN for lie in self.lies) else self.start

@@ -13,9 +13,20 @@ from typing import Final
 
 from chamber.fuzz.avoidance import Avoidance, kind_of
 from chamber.fuzz.costs import Costs
-from chamber.fuzz.lies import HEADER, NOTHING_ASKED, RECORD, Change, Lie, Moment, Point, Program, Start
+from chamber.fuzz.lies import (
+    HEADER,
+    NOTHING_ASKED,
+    READ_WHEN_PLUGGED_IN,
+    RECORD,
+    Change,
+    Lie,
+    Moment,
+    Point,
+    Program,
+    Start,
+)
 
-__all__ = ("COSTS", "FINDINGS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim",
+__all__ = ("COSTS", "FINDINGS", "PCI", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim",
            "random_lie", "shortened", "trim")
 
 _MOST: Final = 8
@@ -26,25 +37,33 @@ _WEIGHTS: Final = {
     Point.INTERRUPT: 2, Point.CONFIG_INTERRUPT: 3, Point.SILENCE: 1, Point.ACTION: 3,
 }
 """What leaves a driver without an answer for good costs a guest, and is no news."""
+_PCI_WEIGHTS: Final = {Point.CONFIG_SPACE: 12, Point.REGISTER: 16, Point.WRITE_LOST: 2, Point.VECTOR: 3}
+"""The same where a function tells lies too."""
 _TURNS: Final = 64
 _COSTLY: Final = frozenset({Point.FEATURES, Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR,
-                            Point.WITHHELD, Point.SILENCE})
+                            Point.WITHHELD, Point.SILENCE, Point.CONFIG_SPACE, Point.REGISTER, Point.WRITE_LOST,
+                            Point.VECTOR})
 """Lies after which the driver has to be brought back, or waits: ten sessions' time and more."""
 _COSTLY_INPUTS: Final = 0.06
-"""Inputs that may have them, or begin with a probe. Others are left without, whatever they come from."""
+_COSTLY_PCI_INPUTS: Final = 0.3
+"""Inputs that may have them, or begin with a probe. Others are left without, whatever they come from. Most of what a
+PCI function tells is told when it is found."""
 _EVER: Final = 0xFF
 """How often a lie is told that is told as often as can be."""
 _FLOODS: Final = 0.1
 """Of inputs that are not costly otherwise: those that may have such lies. A hundred answers take their time."""
 _SOME: Final = 4
 _KEEPS_FEATURES: Final = 0.2
-"""Of these: the device is plugged in anew for features, which takes longest."""
+_KEEPS_PCI: Final = 0.4
+"""Of these: the device is plugged in anew for features and configuration space, which takes longest."""
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
                    0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1,
                    1 << 63, (1 << 64) - 1)
 _SHOWS_AGAIN: Final = 0.02
 FINDINGS: Final = "CHAMBER_FINDINGS"
 """Names the environment's word for where confirmed findings are."""
+PCI: Final = "CHAMBER_PCI"
+"""Is in the environment where a function tells lies."""
 COSTS: Final = "CHAMBER_COSTS"
 """Names the environment's word for what sessions cost."""
 _KNOWN: Final[list[Avoidance]] = []
@@ -66,6 +85,10 @@ def _value(dice: random.Random) -> int:
             return dice.getrandbits(dice.choice((8, 16, 32, 64)))
 
 
+def _over_pci() -> bool:
+    return PCI in os.environ
+
+
 def _small(dice: random.Random) -> int:
     """A count: mostly none, few, now and then many."""
     return int(dice.expovariate(0.4)) & 0x7F
@@ -73,12 +96,19 @@ def _small(dice: random.Random) -> int:
 
 def random_lie(dice: random.Random) -> Lie:
     """Make a lie up."""
-    point = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+    weights = _WEIGHTS | _PCI_WEIGHTS if _over_pci() else _WEIGHTS
+    point = dice.choices(list(weights), list(weights.values()))[0]
     queue = 0xFF if dice.random() < 0.3 else dice.randrange(8)
     offset = dice.choice((dice.randrange(16), dice.randrange(64), dice.randrange(512)))
     value = _value(dice)
     if point is Point.FEATURES:
         value = dice.randrange(_FEATURE_BITS)
+    elif point is Point.CONFIG_SPACE:
+        offset = dice.choice((dice.randrange(64), dice.randrange(0x40, 0x100), dice.randrange(0x1000)))
+    elif point in {Point.REGISTER, Point.WRITE_LOST}:
+        # A BAR's structures have a page each, and few registers; the message table is another BAR's.
+        queue = dice.choice((0, 0, 0, 1))
+        offset = dice.randrange(4) << 12 & 0xF000 | dice.randrange(64)
     elif point in NOTHING_ASKED:
         offset = dice.randrange(len(Moment)) | dice.choice((0, dice.randrange(40), dice.randrange(8))) << 8
         if point is Point.MESSAGE:
@@ -134,14 +164,14 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
                 lies[at] = _varied(lies[at], dice)
             case _:
                 lies.append(random_lie(dice))
-    if dice.random() >= _COSTLY_INPUTS:
+    if dice.random() >= (_COSTLY_PCI_INPUTS if _over_pci() else _COSTLY_INPUTS):
         start = Start.SESSION
         lies = [lie for lie in lies if lie.point not in _COSTLY] or [_cheap_lie(dice)]
         if dice.random() >= _FLOODS:
             lies = [replace(lie, times=_SOME) if lie.times == _EVER else lie for lie in lies]
-    elif dice.random() >= _KEEPS_FEATURES:
+    elif dice.random() >= (_KEEPS_PCI if _over_pci() else _KEEPS_FEATURES):
         start = min(start, Start.PROBE)
-        lies = [lie for lie in lies if lie.point is not Point.FEATURES]
+        lies = [lie for lie in lies if lie.point not in READ_WHEN_PLUGGED_IN]
     return Program(start, use, ring, tuple(lies[:_MOST]))
 
 

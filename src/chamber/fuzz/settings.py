@@ -33,8 +33,8 @@ class Settings:
 
     Attributes:
         device: short name of the device type.
-        target: ``uml`` or ``model``.
-        kernel: of ``uml``: the release, or where it is; '' for Debian's ``linux.uml``.
+        target: ``uml``, ``uml-pci`` or ``model``.
+        kernel: of ``uml`` and ``uml-pci``: the release, or where it is; '' for Debian's ``linux.uml``.
         profile: of ``model``: its set of protections.
 
     """
@@ -49,6 +49,11 @@ class Settings:
         """The device type."""
         return next(kind for kind in DeviceType if kind.short == self.device)
 
+    @property
+    def pci(self) -> bool:
+        """Whether the guest finds the device on a PCI bus."""
+        return self.target == "uml-pci"
+
     def executor(self, *, known: Callable[[Evidence], bool] = lambda _e: False, folder: Path | None = None,
                  trace: bool = False) -> Executor:
         """Make what executes inputs.
@@ -60,7 +65,7 @@ class Settings:
         if self.target == "model":
             return ModelExecutor(self.type, self.profile, trace=trace)
         kernel = find_kernel(Path(self.kernel) if self.kernel else None)
-        return UmlExecutor(kernel, self.type, known=known, folder=folder, trace=trace)
+        return UmlExecutor(kernel, self.type, known=known, folder=folder, trace=trace, pci=self.pci)
 
     def to_json(self) -> dict[str, str]:
         """As `from_json` reads it."""

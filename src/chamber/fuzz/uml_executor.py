@@ -7,9 +7,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from chamber.device.catalogue import RINGS, make_device
+from chamber.device.pci_over_virtio import PciOverVirtio
+from chamber.device.virtio_pci import VirtioPci
 from chamber.fuzz.execution import Execution
 from chamber.fuzz.liar import Liar
 from chamber.fuzz.lies import Point, Start
+from chamber.lab.dma_watch import UNBOUNCED, DmaWatch, pool_of
 from chamber.lab.kernel.coverage import EDGES
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, TargetError
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.fuzz.lies import Program
     from chamber.lab.uml_kernel import UmlKernel
+    from chamber.platform.dma import Dma
     from chamber.wire.virtio import DeviceType
 
 __all__ = ("UmlExecutor",)
@@ -80,6 +84,7 @@ class UmlExecutor:
         known: whether a report is known: the guest goes on after such, if it can.
         folder: where guests' files go for as long as they live.
         trace: keep a transcript of each execution.
+        pci: the guest finds the device on a PCI bus, and bounces all that it lends to it.
 
     Attributes:
         boots: guests started.
@@ -89,7 +94,7 @@ class UmlExecutor:
     """
 
     def __init__(self, kernel: UmlKernel, device: DeviceType, *, known: Callable[[Evidence], bool] = lambda _e: False,
-                 folder: Path | None = None, trace: bool = False) -> None:
+                 folder: Path | None = None, trace: bool = False, pci: bool = False) -> None:
         self.boots = 0
         self.executions = 0
         self.costs: dict[int, float] = {}
@@ -98,6 +103,9 @@ class UmlExecutor:
         self._known = known
         self._folder = folder
         self._trace = trace
+        self._pci = pci
+        self._pool: range | None = None
+        self._outside: list[Evidence] = []
         self._loop = EventLoop(spin=0.0005)
         self._worker: UmlWorker | None = None
         self._state = _State.OUT
@@ -146,23 +154,48 @@ class UmlExecutor:
     def _ready(self) -> UmlWorker:
         if self._worker is None:
             self._liar = None
-            words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}", "scsi_mod.scan=sync")
+            words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}", "scsi_mod.scan=sync",
+                     *(("swiotlb=force",) if self._pci else ()))
             self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=words,
-                                     folder=self._folder)
+                                     folder=self._folder, pci=self._pci)
             self._worker.asked = self._asked
+            if self._pci:
+                self._pool = self._find_pool(self._worker)
             self._count(on=False)
             self.boots += 1
             self.executions = self._reports = 0
             self._state = _State.OUT
         return self._worker
 
-    def _provide(self) -> Device:
+    def _find_pool(self, worker: UmlWorker) -> range:
+        """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
+        try:
+            pool = pool_of("\n".join(worker.guest.log("software IO TLB")))
+        except GuestDied:
+            pool = None
+        if pool is None:
+            self.restart()
+            raise TargetError(f"{self._kernel.path}: its log tells of no bounce pool")
+        return pool
+
+    def _provide(self) -> Device | None:
+        if self._pci and self._worker is None:
+            return None  # it boots, and would look at the function only to let go of it
         if self._device is not None:
             self._device.close()
         self._device = device = make_device(self._type, hooks=self._liar, ring=self._ring)
         if self._trace:
             device.trace = self._note
-        return device
+        if not self._pci:
+            return device
+        function = VirtioPci(device)
+        return PciOverVirtio(function, lambda dma: self._watched(function, dma))
+
+    def _watched(self, function: VirtioPci, dma: Dma) -> Dma:
+        """Have an eye on what a function reaches: a bouncing guest lends it the pool and the rings."""
+        if self._pool is None or function.device.type in UNBOUNCED:
+            return dma
+        return DmaWatch(dma, self._pool, function.ring_areas, self._outside.append)
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT:
@@ -339,8 +372,9 @@ class UmlExecutor:
         if execution.console:
             known = {e.signature for e in execution.evidence}
             execution.evidence[:0] = [e for e in judge_console(execution.console) if e.signature not in known]
-        execution.evidence += worker.leaks.evidence
+        execution.evidence += worker.leaks.evidence + self._outside
         worker.leaks.evidence = []
+        self._outside.clear()
         if self._over:
             self._over = False
             self._keep_edges()

@@ -11,14 +11,17 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.observation import Evidence, Harm
+from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from chamber.platform.dma import Dma
 
-__all__ = ("DmaWatch", "pool_of")
+__all__ = ("UNBOUNCED", "DmaWatch", "pool_of")
 
+UNBOUNCED: Final = frozenset({DeviceType.BALLOON})
+"""Types whose driver in Linux takes ACCESS_PLATFORM back and bounces nothing, also with an honest host."""
 _PAGE: Final = 4096
 _POOL: Final = re.compile(r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]")
 _MOST: Final = 8

@@ -15,7 +15,7 @@ from chamber.device.catalogue import make_device
 from chamber.device.pci_over_virtio import PciOverVirtio
 from chamber.device.virtio_pci import VirtioPci
 from chamber.lab.agent_guest import GuestDied
-from chamber.lab.dma_watch import DmaWatch, pool_of
+from chamber.lab.dma_watch import UNBOUNCED, DmaWatch, pool_of
 from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
@@ -25,7 +25,6 @@ from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import UmlKernel
 from chamber.link.eventloop import EventLoop
 from chamber.wire.errors import DmaFault
-from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from chamber.lab.observation import Scenario
     from chamber.lab.qemu.install import QemuKernel
     from chamber.platform.dma import Dma
+    from chamber.wire.virtio import DeviceType
 
 __all__ = ("UmlRunner",)
 
@@ -53,8 +53,6 @@ _TRANSCRIPT_LIMIT: Final = 2000
 _WAKE_AFTER: Final = 0.06
 _WAKE_AGAIN: Final = 1.0
 _SPIN_SECONDS: Final = 0.0005
-_UNBOUNCED: Final = frozenset({DeviceType.BALLOON})
-"""Types whose driver in Linux takes ACCESS_PLATFORM back and bounces nothing, also with an honest host."""
 
 _WAITING: Final = re.compile(
     r"__switch_to|_*schedule|io_sched|wait_|_*wait_for|folio_|filemap_|do_read_cache|read_cache")
@@ -139,7 +137,7 @@ class UmlRunner:
         assert self._pool_watch is not None
         for queue in function.device.queues:
             queue.lent = self._pool_watch.lent
-        if function.device.type in _UNBOUNCED:
+        if function.device.type in UNBOUNCED:
             return dma
         return DmaWatch(dma, self._pool, function.ring_areas, self._dma_evidence.append)
 

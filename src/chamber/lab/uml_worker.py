@@ -43,6 +43,7 @@ class UmlWorker:
         provide: makes the device when the guest connects to it.
         options: further words for the kernel's command line.
         folder: where the guest's files go for as long as it lives.
+        pci: whether what is provided carries a PCI function, in which the guest finds the device.
 
     Attributes:
         uses: names of what it can do with the device, besides ``connect``, ``disconnect``, ``probe`` and ``remove``.
@@ -57,7 +58,7 @@ class UmlWorker:
 
     def __init__(self, kernel: UmlKernel, loop: EventLoop, device: DeviceType,
                  provide: Callable[[], Servable | None], *, options: tuple[str, ...] = (),
-                 folder: Path | None = None) -> None:
+                 folder: Path | None = None, pci: bool = False) -> None:
         self.asked: Callable[[str], None] = lambda _action: None
         self.failed = 0
         self.uses: tuple[str, ...] = ()
@@ -67,7 +68,7 @@ class UmlWorker:
         marker = secrets.token_bytes(24)
         self.leaks = LeakWatch(marker)
         self.guest = UmlGuest(kernel, loop, {device: provide}, options=options, terminal=self._heard, folder=folder,
-                              observer=self.leaks.saw)
+                              observer=self.leaks.saw, pci=pci)
         assert self.guest.second is not None
         self._terminal = self.guest.second
         try:
