@@ -37,6 +37,8 @@ _RESTARTS: Final = 5
 _MAX_INPUT: Final = 200
 _TIME_OUT_MS: Final = 20_000
 """After which afl-fuzz gives up on an execution; hangs of a guest are seen long before."""
+_CONFIRMS_NICE: Final = 10
+"""A search goes on while its reports are confirmed, and is what the processors are for."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -152,7 +154,7 @@ class Campaign:
     def _start_confirmation(self) -> subprocess.Popen[bytes]:
         def prepare() -> None:
             _die_with_parent()
-            os.nice(5)
+            os.nice(_CONFIRMS_NICE)
 
         with (self.folder.progress / "confirmation.log").open("ab") as log:
             return subprocess.Popen(

@@ -37,6 +37,8 @@ _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
 _HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 5.0
 """Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
+_ANSWERS_SECONDS, _SURELY_ANSWERS_SECONDS = 0.1, 0.4
+"""Seconds that such a guest has to say where it is, if it can still: as above."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""
 _CHANGE_SECONDS: Final = 1.0
@@ -263,7 +265,7 @@ class UmlExecutor:
         self._count(on=False)
         execution.strikes, execution.told = liar.strikes, dict(liar.told)
         self._judge(worker, execution)
-        if start is Start.SESSION:
+        if start is Start.SESSION and self._worker is worker:  # one that ends its guest costs what any such does
             number, seconds = program.use % len(worker.uses), time.monotonic() - begin
             self.costs[number] = self.costs.get(number, seconds) * (1 - _NEWEST) + seconds * _NEWEST
         if self._device is not None:
@@ -319,7 +321,7 @@ class UmlExecutor:
 
     def _hangs(self, worker: UmlWorker, steps: list[str], execution: Execution) -> None:
         """Tell where the guest is that does not get on, unless it just takes its time."""
-        stack = worker.where()
+        stack = worker.where(_SURELY_ANSWERS_SECONDS if self._trace else _ANSWERS_SECONDS)
         where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
         self._over = True
         if where and where[0].startswith(_WAITS):
@@ -327,7 +329,7 @@ class UmlExecutor:
         execution.evidence.append(Evidence(
             Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
             f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
-            f"{' < '.join(stack) or worker.guest.where()}"))
+            f"{' < '.join(stack) or (worker.guest.where() if self._trace else 'not asked for')}"))
 
     def _leave(self, worker: UmlWorker, execution: Execution) -> None:
         """Remove the driver: what an execution has done to it is over then, or shows now."""

@@ -159,10 +159,10 @@ class UmlWorker:
         """Whether the guest waits for what was lost with a lie: it has nothing to do, and nothing is to come."""
         return not self._loop.expects(_SOON_SECONDS) and self.guest.idle
 
-    def where(self) -> list[str]:
-        """Return the kernel stack of a worker that hangs; nothing if the guest does not answer at all."""
+    def where(self, seconds: float) -> list[str]:
+        """Return the kernel stack of a worker that hangs; nothing if the guest does not answer in time."""
         with contextlib.suppress(GuestDied):
-            answer = self.guest.request(0.4, do="stack", pid=self._pid)
+            answer = self.guest.request(seconds, do="stack", pid=self._pid)
             if answer is not None:
                 return [str(frame) for frame in answer["stack"]]
         return []
