@@ -26,7 +26,7 @@ except TargetError as error:
 pytestmark = pytest.mark.uml
 
 STIMULI = {
-    DeviceType.FS: ("use", "inspect", "tree", "rebind", "suspend"),
+    DeviceType.FS: ("use", "inspect", "tree", "direct", "rebind", "suspend"),
     DeviceType.BALLOON: ("use", "inspect", "rebind", "suspend"),
     DeviceType.BLOCK: ("use", "inspect", "discard", "rebind", "suspend"),
     DeviceType.NET: ("use", "inspect", "configure", "forward", "xdp", "rebind", "suspend"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.answer import Answer, Claim
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.wire import fuse
-from chamber.wire.fuse import IN_HEADER, OUT_HEADER, Opcode
+from chamber.wire.fuse import IN_HEADER, OUT_HEADER, InitFlag, Opcode
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -66,6 +66,16 @@ def _put(at: int, value: int, width: int) -> Callable[[bytes], bytes]:
     """Overwrite a number."""
     raw = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
     return lambda body: body[:at] + raw + body[at + width:] if len(body) >= at + width else body
+
+
+def _pages(count: int) -> Callable[[bytes], bytes]:
+    """Agree to requests of so many pages, in writes of any length."""
+    def change(body: bytes) -> bytes:
+        flags = int.from_bytes(body[12:16], "little") | InitFlag.MAX_PAGES
+        for change in (_put(12, flags, 4), _put(20, _MAX32, 4), _put(28, count, 2)):
+            body = change(body)
+        return body
+    return change
 
 
 def _mode(base: int, kind: int) -> Callable[[bytes], bytes]:
@@ -279,6 +289,8 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("init-old", _P, _M, "speaks version 7.0", _body(_INIT, _put(4, 0, 4))),
     ("init-max-write-zero", _P, _M, "takes writes of no byte", _body(_INIT, _put(20, 0, 4))),
     ("init-max-write-max", _P, _M, "takes writes of 2**32 - 1 bytes", _body(_INIT, _put(20, _MAX32, 4))),
+    *((f"init-max-pages-{name}", _P, _M, f"takes requests of {pages:,} pages", _body(_INIT, _pages(pages)))
+      for name, pages in (("zero", 0), ("max", 0xFFFF))),
     ("init-flags", _P, _M, "agrees to every flag, asked for or not", _body(_INIT, _put(12, _MAX32, 4))),
     ("init-short", _L, _M, "answers INIT with 8 bytes", _body(_INIT, lambda b: b[:8])),
     ("init-empty", _L, _M, "answers INIT with nothing", _body(_INIT, lambda _b: b"")),
@@ -324,4 +336,4 @@ def fs_attacks() -> Iterator[AttackSpec]:
     """Attacks on FUSE."""
     for what, surface, aim, summary, make in _ROWS:
         yield AttackSpec(f"fs-{what}", DeviceType.FS, surface, aim, "virtio 1.3, 5.11.6", f"The device {summary}.",
-                         make, stimuli=("use", "inspect"))
+                         make, stimuli=("use", "direct") if "max-pages" in what else ("use", "inspect"))

@@ -10,7 +10,7 @@ from chamber.wire.input import CONFIG, SELECTED_SIZE, Abs, AbsInfo, EventType, I
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ("input_attacks",)
 
@@ -20,6 +20,8 @@ _SIZE_AT: Final = CONFIG["size"].offset
 _U_AT: Final = CONFIG["u"].offset
 _MAX: Final = (1 << 31) - 1
 _MIN: Final = -(1 << 31)
+_PIECE: Final = 30
+_CODES_APART: Final = 64
 
 
 class Shown(Attack):
@@ -58,6 +60,24 @@ class Shown(Attack):
             config[_SIZE_AT] = self._size
         self.strike(f"{select.name} {config[1]:#x}: size {config[_SIZE_AT]}, {bytes(config[_U_AT:_U_AT + 8]).hex(' ')}")
         return config
+
+
+class Sweep(Unasked):
+    """Sends a long sequence that nobody caused, piece by piece, as the guest gives buffers."""
+
+    def __init__(self, events: Iterable[InputEvent]) -> None:
+        data = tuple(event.build() for event in events)
+        self._pieces = [data[at:at + _PIECE] for at in range(0, len(data), _PIECE)]
+        super().__init__("events", (), times=len(self._pieces), delay=0.001)
+
+    def _send(self) -> None:
+        self._data = self._pieces.pop(0)
+        super()._send()
+
+
+def _codes(kind: EventType) -> Callable[[], Attack]:
+    """Send codes from all over their range: what a missing check reads by is anywhere behind a bit map."""
+    return lambda: Sweep(InputEvent(kind, code, 1) for code in range(0, 1 << 16, _CODES_APART))
 
 
 def _range(low: int, high: int, axis: int = Abs.MT_SLOT) -> Callable[[], Attack]:
@@ -134,6 +154,8 @@ _ROWS: Final[tuple[Row, ...]] = (
     ("code-beyond", _P, _M, "5.8.6", "sends key 768, where there are 768",
      _event(_of(_E.KEY, lambda e: _key(0x300, e.value)))),
     ("code-max", _P, _M, "5.8.6", "sends key 65535", _event(_of(_E.KEY, lambda e: _key(0xFFFF, e.value)))),
+    *((f"codes-{kind.name.lower()}", _P, _M, "5.8.6", f"sends every 64th code there could be, as {kind.name}",
+       _codes(kind)) for kind in (_E.KEY, _E.REL, _E.ABS, _E.SW)),
     ("axis-undeclared", _P, _M, "5.8.6", "sends positions on axis 63",
      _event(_of(_E.ABS, lambda e: InputEvent(_E.ABS, 63, e.value)))),
     ("value-key-max", _P, _M, "5.8.6", "sends keys of value 2**31 - 1",

@@ -23,6 +23,7 @@ from chamber.attacks.p9_replies import (
     Withhold,
     data_as,
     error,
+    full_list,
     last_entry,
     listed,
     name_length,
@@ -123,6 +124,7 @@ _LONG: Final[tuple[_Row, ...]] = tuple(
         ("link", "answers readlink with 65,535 bytes", _M.RREADLINK, put(_M.RREADLINK, "target", 0xFFFF), _LOOK),
         ("read", "says that it read 2**20 bytes", _M.RREAD, put(_M.RREAD, "data", 1 << 20), _USE),
         ("list", "lists 2**20 bytes of a directory", _M.RREADDIR, put(_M.RREADDIR, "data", 1 << 20), _USE),
+        ("list-full", "lists as many entries as there is room for, and more", _M.RREADDIR, full_list(1 << 20), _USE),
         ("read-error", "answers reads with an error of another dialect", _M.RREAD, typed(107), ("use", "modify")),
         ("write-error", "answers writes with an error of another dialect", _M.RWRITE, typed(107), ("use", "modify")),
         ("list-error", "answers lists with an error of another dialect", _M.RREADDIR, typed(107), _USE))

@@ -46,6 +46,7 @@ __all__ = (
     "Withhold",
     "data_as",
     "error",
+    "full_list",
     "last_entry",
     "listed",
     "name_length",
@@ -66,6 +67,8 @@ ANY: Final = frozenset(kind for kind in _M if not kind.is_request)
 SESSION: Final = 2
 """Replies by which a guest mounts: version and attach."""
 WILD: Final = 0xFFFFFFFF
+_ROOM: Final = 1 << 17
+"""More than a guest has for a reply."""
 OTHER_PATH: Final = 0x6368616D62657200
 """Path of a file that no server has."""
 
@@ -165,6 +168,17 @@ class Long(Reply):
             return ((chain.head, length),)
         self._long.discard(chain.head)
         return ((chain.head, self._length),)
+
+
+def full_list(count: int) -> Callable[[bytes], bytes]:
+    """Fill the room for a list with entries, and say that there are `count` bytes, so that what follows is believed."""
+    def change(data: bytes) -> bytes:
+        at = offset_of(MessageType.RREADDIR, "data")
+        entries = data[at + 4:]
+        if not entries:
+            return data
+        return data[:at] + count.to_bytes(4, "little") + entries * (_ROOM // len(entries) + 1)
+    return change
 
 
 class Replay(Attack):

@@ -33,4 +33,10 @@ def many_files(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
     tree.mounted(_KIND, "", report, tree.many_files)
 
 
-STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {"use": use, "inspect": inspect, "tree": many_files}
+def direct(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
+    """Write and read much at once, past the page cache."""
+    tree.mounted(_KIND, "", report, tree.direct)
+
+
+STIMULI: Final[dict[str, Callable[[str, Report], None]]] = {
+    "use": use, "inspect": inspect, "tree": many_files, "direct": direct}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import random
 import time
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("changed_by_the_host", "inspect", "many_files", "mounted", "use")
+__all__ = ("changed_by_the_host", "direct", "inspect", "many_files", "mounted", "use")
 
 _TAG: Final = "chamber"
 _WHERE: Final = Path("/mnt")
@@ -30,6 +31,7 @@ _VALID_SECONDS: Final = 1.2
 """After this the kernel asks for attributes anew."""
 _FILES: Final = 200
 _LIMIT: Final = 1 << 20
+_DIRECT: Final = 2 << 20
 _PIECE: Final = 1 << 16
 
 
@@ -147,6 +149,24 @@ def changed_by_the_host(top: Path, report: Report) -> None:
         report.ask("edit")
         time.sleep(patient(_VALID_SECONDS))
         _compare(_content(top / "notes"), _EDITED, "notes that the host has changed")
+
+
+def direct(top: Path, report: Report) -> None:
+    """Write and read two megabytes with one call each, from and to memory that the device is lent."""
+    path = top / "direct"
+    data = random.Random(7).randbytes(_DIRECT)  # noqa: S311 - test data
+    with report.step("a large write and a read of it"), mmap.mmap(-1, _DIRECT) as memory:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        try:
+            memory[:] = data
+            if os.pwritev(fd, [memory], 0) != _DIRECT:
+                raise OSError(errno.EIO, "a short write")
+            memory[:] = bytes(_DIRECT)
+            got = os.preadv(fd, [memory], 0)
+            _compare(memory[:got], data, "what was written")
+        finally:
+            os.close(fd)
+    report.attempt("remove it", path.unlink)
 
 
 def many_files(top: Path, report: Report) -> None:

@@ -74,4 +74,4 @@ def inspect(driver: FsDriver, machine: GuestMachine, ask: Callable[[str], None])
     driver.unmount()
 
 
-STIMULI: Final[dict[str, Callable[..., None]]] = {"use": use, "inspect": inspect, "tree": use}
+STIMULI: Final[dict[str, Callable[..., None]]] = {"use": use, "inspect": inspect, "tree": use, "direct": use}
