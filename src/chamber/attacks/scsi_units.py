@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from chamber.attacks.attack import Aim, Surface
 from chamber.attacks.scsi_exchange import (
@@ -27,6 +26,11 @@ from chamber.attacks.scsi_exchange import (
     with_page,
 )
 from chamber.wire.scsi_commands import Opcode, Sense, SenseKey, VpdPage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chamber.attacks.attack import Attack
 
 __all__ = ("UNIT_ROWS",)
 
@@ -54,11 +58,16 @@ _INQUIRIES: Final = (
      lambda: Reply(is_inquiry, with_bytes(8, b"ANOTHER "), after=1, times=1), LOOK),
 )
 
+
+def _grown(page: int) -> Callable[[], Attack]:
+    return lambda: Reply(is_page(page), with_bytes(2, b"\x01\xfc"), after=1, times=1)
+
+
 _VPDS: Final = (
     *(on(f"vpd-{page:02x}-length-max", _LEN, Aim.MEMORY, f"says that page {page:02X}h has 65,535 bytes",
           is_page(page), with_bytes(2, b"\xff\xff")) for page in VpdPage),
     *((f"vpd-{page:02x}-grows", _LEN, Aim.MEMORY, f"says that page {page:02X}h is longer when it is asked for whole",
-       partial(Reply, is_page(page), with_bytes(2, b"\x01\xfc"), after=1, times=1), LOOK) for page in VpdPage),
+       _grown(page), LOOK) for page in VpdPage),
     on("vpd-length-zero", _LEN, Aim.MEMORY, "says that all pages are empty", is_any_page, with_bytes(2, b"\0\0")),
     on("vpd-short", _LEN, Aim.LEAK, "returns 3 bytes of each page", is_any_page, with_data(lambda d: d[:3])),
     on("vpd-one-less", _LEN, Aim.LEAK, "returns one byte less of each page than it says", is_any_page,

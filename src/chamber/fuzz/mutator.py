@@ -53,9 +53,11 @@ _EVER: Final = 0xFF
 _FLOODS: Final = 0.1
 """Of inputs that are not costly otherwise: those that may have such lies. A hundred answers take their time."""
 _SOME: Final = 4
-_KEEPS_FEATURES: Final = 0.2
-_KEEPS_PCI: Final = 0.4
-"""Of these: the device is plugged in anew for features and configuration space, which takes longest."""
+_ROW: Final = 8
+"""So many of them come in a row, all with the same beginning."""
+_STARTS, _PCI_STARTS = (2, 2, 1), (1, 2, 2)
+"""How often that is a session, a probe, or a connection, which takes longest: features and configuration space are read
+then."""
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
                    0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1,
                    1 << 63, (1 << 64) - 1)
@@ -141,10 +143,42 @@ def _varied(lie: Lie, dice: random.Random) -> Lie:
             return replace(lie, value=lie.value ^ 1 << dice.randrange(64))
 
 
-def mutate(program: Program, other: Program, dice: random.Random) -> Program:
-    """Vary an input; `other` is one from the same corpus, to take lies from."""
+class _Phases:
+    """Whose turn it is: sessions mostly, and for a few inputs in a row something that costs more.
+
+    A probe is dear because the driver has to be removed before and brought back after it; so is not a row of them.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._start: Start | None = None
+
+    def next(self, dice: random.Random) -> Start | None:
+        """Return where the next input begins, if it may have costly lies; None for a session without."""
+        if self._left:
+            self._left -= 1
+            return self._start
+        share = _COSTLY_PCI_INPUTS if _over_pci() else _COSTLY_INPUTS
+        # So that of all inputs that share is in such rows.
+        if dice.random() >= share / (share + _ROW * (1 - share)):
+            return None
+        self._left = _ROW - 1
+        self._start = dice.choices(list(Start), _PCI_STARTS if _over_pci() else _STARTS)[0]
+        return self._start
+
+
+def mutate(program: Program, other: Program, dice: random.Random, begin: Start | None = None) -> Program:
+    """Vary an input.
+
+    Args:
+        program: the input.
+        other: one from the same corpus, to take lies from.
+        dice: what happens to it.
+        begin: where it is to begin, if it may have costly lies; None for a session without.
+
+    """
     lies = list(program.lies)
-    start, use, ring = program.start, program.use, program.ring
+    use, ring = program.use, program.ring
     for _ in range(1 + min(int(dice.expovariate(0.7)), 5)):
         match dice.randrange(10):
             case 0 | 1 | 2 if len(lies) < _MOST:
@@ -153,10 +187,8 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
                 del lies[dice.randrange(len(lies))]
             case 4 if other.lies and len(lies) < _MOST:
                 lies.append(dice.choice(other.lies))
-            case 5 if dice.random() < 0.5:
-                use = dice.randrange(16)
             case 5:
-                start = dice.choices(list(Start), (2, 2, 1))[0]
+                use = dice.randrange(16)
             case 6 if dice.random() < 0.1:
                 ring = dice.randrange(4)
             case _ if lies:
@@ -164,15 +196,13 @@ def mutate(program: Program, other: Program, dice: random.Random) -> Program:
                 lies[at] = _varied(lies[at], dice)
             case _:
                 lies.append(random_lie(dice))
-    if dice.random() >= (_COSTLY_PCI_INPUTS if _over_pci() else _COSTLY_INPUTS):
-        start = Start.SESSION
+    if begin is None:
         lies = [lie for lie in lies if lie.point not in _COSTLY] or [_cheap_lie(dice)]
         if dice.random() >= _FLOODS:
             lies = [replace(lie, times=_SOME) if lie.times == _EVER else lie for lie in lies]
-    elif dice.random() >= (_KEEPS_PCI if _over_pci() else _KEEPS_FEATURES):
-        start = min(start, Start.PROBE)
+    elif begin is not Start.CONNECT:
         lies = [lie for lie in lies if lie.point not in READ_WHEN_PLUGGED_IN]
-    return Program(start, use, ring, tuple(lies[:_MOST]))
+    return Program(begin or Start.SESSION, use, ring, tuple(lies[:_MOST]))
 
 
 def _cheap_lie(dice: random.Random) -> Lie:
@@ -180,6 +210,9 @@ def _cheap_lie(dice: random.Random) -> Lie:
     while (lie := random_lie(dice)).point in _COSTLY:
         pass
     return lie
+
+
+_PHASES: Final = _Phases()
 
 
 # What AFL++ calls.
@@ -195,7 +228,7 @@ def init(seed: int) -> None:
 
 def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
     """Return a varied input."""
-    program = mutate(Program.parse(bytes(data)), Program.parse(bytes(other or b"")), _DICE)
+    program = mutate(Program.parse(bytes(data)), Program.parse(bytes(other or b"")), _DICE, _PHASES.next(_DICE))
     for known in _KNOWN:
         program = _without(program, known, _DICE)
     room = (max_size - HEADER.size) // RECORD.size
