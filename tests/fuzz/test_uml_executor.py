@@ -129,7 +129,7 @@ def test_an_honest_function_on_a_bus_does_no_harm(kernel: BuiltKernel, device: D
 def test_what_a_function_lies_about_is_told_and_gotten_over(kernel: BuiltKernel) -> None:
     lies = {
         Start.CONNECT: Lie(Point.CONFIG_SPACE, 0, offset=0x08, width=1, value=7),  # its revision
-        Start.PROBE: Lie(Point.REGISTER, 0, offset=0x12, width=2, value=1),  # num_queues
+        Start.PROBE: Lie(Point.REGISTER, 0, offset=0x12, width=2, value=900),  # num_queues
         Start.SESSION: Lie(Point.VECTOR, value=0x7FF),
     }
     with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.BLOCK, pci=True)) as executor:
