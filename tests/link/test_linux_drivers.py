@@ -72,8 +72,10 @@ od -An -v -tx1 /tmp/events"""
     assert name == EVERYTHING.name
     assert int(rel, 16) == int.from_bytes(bitmap(EVERYTHING.codes[EventType.REL]), "little")
     came = [InputEvent(*entry[2:]) for entry in RECORD.iter_unpack(bytes.fromhex("".join(dump).replace(" ", "")))]
-    assert came[:2] == [InputEvent(EventType.LED, 1, 1), InputEvent(EventType.SYN, 0, 0)]
-    assert came[2:] == told
+    # The device answers as soon as it hears of the lamp: before the guest is done with what ends its event, perhaps.
+    end = InputEvent(EventType.SYN, 0, 0)
+    assert any(came[:at] + came[at + 1:] == [InputEvent(EventType.LED, 1, 1), *told]
+               for at, event in enumerate(came) if event == end), came
     assert not device.dropped
     assert not device.violations
 
