@@ -41,8 +41,8 @@ _ANSWERS_SECONDS, _SURELY_ANSWERS_SECONDS = 0.1, 0.4
 """Seconds that such a guest has to say where it is, if it can still: as above."""
 _UNKNOWN_SECONDS: Final = 0.1
 """What something is said to take that was not seen to end yet."""
-_CHANGE_SECONDS: Final = 1.0
-"""A probe or a removal is over by then, a hundred times over."""
+_CHANGE_SECONDS, _SURELY_CHANGED_SECONDS = 1.0, 5.0
+"""Seconds that a probe, a removal or an honest session takes at most, a hundred times over: as above."""
 _EXECUTIONS: Final = 5000
 """Executions that a guest serves: what they leave behind is not to add up."""
 _FAILED: Final = 4
@@ -105,6 +105,7 @@ class UmlExecutor:
         self._known = known
         self._folder = folder
         self._trace = trace
+        self._change_seconds = _SURELY_CHANGED_SECONDS if trace else _CHANGE_SECONDS
         self._pci = pci
         self._pool: range | None = None
         self._outside: list[Evidence] = []
@@ -314,7 +315,7 @@ class UmlExecutor:
     def _fails_again(self, worker: UmlWorker, execution: Execution) -> bool:
         """Use the device once more, which is honest now: an error is over then, a driver that gave up has to go."""
         self._count(on=False)
-        if worker.do([execution.use], _CHANGE_SECONDS) is None:
+        if worker.do([execution.use], self._change_seconds) is None:
             self._hangs(worker, [execution.use], execution)
             return False
         return self._fails(worker, execution)
@@ -334,7 +335,7 @@ class UmlExecutor:
     def _leave(self, worker: UmlWorker, execution: Execution) -> None:
         """Remove the driver: what an execution has done to it is over then, or shows now."""
         if self._state is _State.BOUND:
-            if worker.do(["remove"], _CHANGE_SECONDS) is None:
+            if worker.do(["remove"], self._change_seconds) is None:
                 self._hangs(worker, ["remove"], execution)
             self._state = _State.ALONE
 
@@ -345,11 +346,11 @@ class UmlExecutor:
             if self._state is wanted:
                 return
             try:
-                if worker.do(_STEPS[self._state, wanted], _CHANGE_SECONDS) == "":
+                if worker.do(_STEPS[self._state, wanted], self._change_seconds) == "":
                     self._state = wanted
                     return
                 # The driver did not want the device, or lost it: from the beginning, then with another guest.
-                if not attempt and worker.do(["disconnect"], _CHANGE_SECONDS) == "":
+                if not attempt and worker.do(["disconnect"], self._change_seconds) == "":
                     self._state = _State.OUT
                     continue
             except GuestDied:

@@ -160,12 +160,15 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
                         steps[step]()
                     else:
                         waits.may_end = ends_waits
-                        uses[step](device.virtio, report)
+                        try:
+                            uses[step](device.virtio, report)
+                        finally:
+                            waits.may_end = False
                 except OSError as error:
                     failed = failed or f"{step}: {error.strerror or error}"
                 except Exception as error:  # a bug of a stimulus must reach the host, and the next may be well
                     failed = failed or f"{step}: {type(error).__name__}: {error}"
-                waits.may_end = False
+                waits.may_end = False  # the end of a wait may have come amid the line above that says so
             # What the kernel does behind a system call shall have its turn before the host looks.
             for _ in range(_YIELDS):
                 os.sched_yield()
