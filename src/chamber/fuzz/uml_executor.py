@@ -12,7 +12,7 @@ from chamber.device.virtio_pci import VirtioPci
 from chamber.fuzz.execution import Execution
 from chamber.fuzz.liar import Liar
 from chamber.fuzz.lies import Point, Start
-from chamber.lab.dma_watch import UNBOUNCED, DmaWatch, pool_of
+from chamber.lab.dma_watch import UNBOUNCED, DmaWatch
 from chamber.lab.kernel.coverage import EDGES
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, TargetError
@@ -172,10 +172,7 @@ class UmlExecutor:
 
     def _find_pool(self, worker: UmlWorker) -> range:
         """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
-        try:
-            pool = pool_of("\n".join(worker.guest.log("software IO TLB")))
-        except GuestDied:
-            pool = None
+        pool = worker.guest.bounce_pool()
         if pool is None:
             self.restart()
             raise TargetError(f"{self._kernel.path}: its log tells of no bounce pool")

@@ -34,20 +34,23 @@ from chamber.wire.virtio_pci import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chamber.guest.untrusted import Checks, Untrusted
     from chamber.platform.pci_bus import PciBus
 
-__all__ = ("Msix", "Structure", "VirtioFunction", "find_function")
+__all__ = ("ALIGNED", "LEAST", "NEEDED", "Msix", "Structure", "VirtioFunction", "find_function", "is_multiplier",
+           "overlap")
 
 _MOST_CAPABILITIES: Final = 48
 """As many as the space that they lie in has room for (PCIe 6.0, 7.5.3)."""
 _MOST_BYTES: Final = 1 << 24
 """A BAR that no virtio device needs a larger one than."""
-_LEAST: Final = {CapabilityType.COMMON_CFG: COMMON["queue_notif_config_data"].offset, CapabilityType.NOTIFY_CFG: 2,
+LEAST: Final = {CapabilityType.COMMON_CFG: COMMON["queue_notif_config_data"].offset, CapabilityType.NOTIFY_CFG: 2,
                  CapabilityType.ISR_CFG: 1, CapabilityType.DEVICE_CFG: 4}
-_ALIGNED: Final = {CapabilityType.COMMON_CFG: 4, CapabilityType.NOTIFY_CFG: 2, CapabilityType.ISR_CFG: 1,
+ALIGNED: Final = {CapabilityType.COMMON_CFG: 4, CapabilityType.NOTIFY_CFG: 2, CapabilityType.ISR_CFG: 1,
                    CapabilityType.DEVICE_CFG: 4}
-_NEEDED: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG)
+NEEDED: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG)
 _DEVICE_SPEC, _BAR_SPEC, _LIST_SPEC, _CAP_SPEC = "4.1.2", "PCIe 6.0, 7.5.1.2.1", "PCIe 6.0, 7.5.3.1", "4.1.4"
 
 
@@ -124,7 +127,7 @@ class _Finder:
             if kind != CapabilityId.VENDOR:
                 continue
             what = self._read(at + CAPABILITY["cfg_type"].offset, 1).masked(0xFF)
-            if what in set(_LEAST) and what not in structures:  # the first one counts (4.1.4.1)
+            if what in set(LEAST) and what not in structures:  # the first one counts (4.1.4.1)
                 known = CapabilityType(what)
                 structures[known] = self._structure(at, known)
                 if known is CapabilityType.NOTIFY_CFG:
@@ -132,11 +135,10 @@ class _Finder:
             elif what == CapabilityType.SHARED_MEMORY_CFG:
                 number = self._read(at + CAPABILITY["id"].offset, 1).masked(0xFF)
                 shared.setdefault(number, self._shared(at))
-        checks.require(all(kind in structures for kind in _NEEDED), "the function has the structures that it needs",
+        checks.require(all(kind in structures for kind in NEEDED), "the function has the structures that it needs",
                        _CAP_SPEC)
         taken = list(structures.values()) + ([] if msix is None else [msix.table])
-        checks.require(not any(_overlap(one, other) for place, one in enumerate(taken) for other in taken[:place]),
-                       "no structure lies in another", _CAP_SPEC)
+        checks.require(not overlap(taken), "no structure lies in another", _CAP_SPEC)
         self._write(HEADER["command"].offset, 2, Command.MEMORY | Command.BUS_MASTER | Command.INTX_DISABLE)
         return VirtioFunction(self._slot, device - DEVICE_ID_BASE, structures, multiplier, shared, msix)
 
@@ -193,9 +195,9 @@ class _Finder:
     def _structure(self, at: int, kind: CapabilityType) -> Structure:
         bar = self._bar_of(self._field(at, "bar"))
         offset = self._field(at, "offset").at_most(bar.length, "a structure begins in its BAR", _CAP_SPEC)
-        length = self._field(at, "length").between(_LEAST[kind], bar.length - offset,
+        length = self._field(at, "length").between(LEAST[kind], bar.length - offset,
                                                    "a structure has its fields, and ends in its BAR", _CAP_SPEC)
-        self._checks.require(not offset % _ALIGNED[kind], "a structure is aligned", _CAP_SPEC)
+        self._checks.require(not offset % ALIGNED[kind], "a structure is aligned", _CAP_SPEC)
         self._field(at, "cap_len").between(CAPABILITY.size, CONVENTIONAL_SIZE - at, "a capability is as long as it is",
                                            _CAP_SPEC)
         return Structure(bar.address + offset, length)
@@ -207,7 +209,7 @@ class _Finder:
     def _multiplier(self, at: int) -> int:
         field = NOTIFY_CAPABILITY["notify_off_multiplier"]
         value = self._read(at + field.offset, field.size).at_most(1 << 16, "the multiplier fits a BAR", "4.1.4.4")
-        self._checks.require(not value or (value > 1 and not value & (value - 1)),
+        self._checks.require(is_multiplier(value),
                              "the multiplier is an even power of two, or 0", "4.1.4.4.1")
         return value
 
@@ -231,8 +233,15 @@ class _Finder:
         return Msix(Structure(bar.address + (word & ~7), size), control, vectors)
 
 
-def _overlap(one: Structure, other: Structure) -> bool:
-    return one.address < other.address + other.length and other.address < one.address + one.length
+def is_multiplier(value: int) -> bool:
+    """Whether a number may be ``notify_off_multiplier``: an even power of two, or 0 (virtio 1.4, 4.1.4.4.1)."""
+    return not value or (value > 1 and not value & (value - 1))
+
+
+def overlap(structures: Sequence[Structure]) -> bool:
+    """Whether one of them lies in another."""
+    return any(one.address < other.address + other.length and other.address < one.address + one.length
+               for place, one in enumerate(structures) for other in structures[:place])
 
 
 def find_function(bus: PciBus, slot: int, checks: Checks) -> VirtioFunction:

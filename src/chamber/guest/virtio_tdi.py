@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.guest.pci import Structure, VirtioFunction
+from chamber.guest.pci import ALIGNED, LEAST, NEEDED, Structure, VirtioFunction, is_multiplier, overlap
 from chamber.guest.untrusted import DeviceViolation
 from chamber.wire.errors import WireError
 from chamber.wire.tdi_report import PAGE, RangeAttribute
-from chamber.wire.virtio_pci import COMMON, CapabilityType
+from chamber.wire.virtio_pci import CapabilityType
 from chamber.wire.virtio_tdi import Guarantee, VirtioTdiInfo
 
 if TYPE_CHECKING:
@@ -33,11 +33,6 @@ REQUIRED: Final = (Guarantee.RESET_BY_LOCK | Guarantee.WINDOW_INERT | Guarantee.
 """Without these a host reaches the device past the lock, or finds it as a host before has left it."""
 _SPEC: Final = "VTDI 1.0, 5"
 _ADDRESS: Final = (1 << 64) - 1
-_LEAST: Final = {CapabilityType.COMMON_CFG: COMMON["queue_notif_config_data"].offset, CapabilityType.NOTIFY_CFG: 2,
-                 CapabilityType.ISR_CFG: 1, CapabilityType.DEVICE_CFG: 4}
-_ALIGNED: Final = {CapabilityType.COMMON_CFG: 4, CapabilityType.NOTIFY_CFG: 2, CapabilityType.ISR_CFG: 1,
-                   CapabilityType.DEVICE_CFG: 4}
-_NEEDED: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG)
 
 
 def map_by_report(report: InterfaceReport, mapped: Mapping[int, int], checks: Checks, *, slot: int,
@@ -75,18 +70,17 @@ def map_by_report(report: InterfaceReport, mapped: Mapping[int, int], checks: Ch
         if location.cfg_type == CapabilityType.SHARED_MEMORY_CFG:
             checks.require(location.id not in shared, "a region of shared memory stands in the report once", _SPEC)
             shared[location.id] = place
-        elif location.cfg_type in set(_LEAST):
+        elif location.cfg_type in set(LEAST):
             kind = CapabilityType(location.cfg_type)
             checks.require(kind not in structures, "a structure stands in the report once", _SPEC, kind.name)
-            checks.require(place.length >= _LEAST[kind] and not location.offset % _ALIGNED[kind],
+            checks.require(place.length >= LEAST[kind] and not location.offset % ALIGNED[kind],
                            "a structure has its fields, aligned", _SPEC, kind.name)
             structures[kind] = place
             if kind is CapabilityType.NOTIFY_CFG:
                 multiplier = _multiplier(location, checks)
-    checks.require(all(kind in structures for kind in _NEEDED), "the structures that a driver needs are there", _SPEC)
+    checks.require(all(kind in structures for kind in NEEDED), "the structures that a driver needs are there", _SPEC)
     taken = [*structures.values(), *shared.values()]
-    checks.require(not any(_overlap(one, other) for place, one in enumerate(taken) for other in taken[:place]),
-                   "no structure lies in another", _SPEC)
+    checks.require(not overlap(taken), "no structure lies in another", _SPEC)
     # The interrupts' table is no structure of virtio's: a guest that has it locked finds it in the report, too.
     return VirtioFunction(slot, info.device_type, structures, multiplier, shared, None), info
 
@@ -129,10 +123,6 @@ def _structure(location: Location, ranges: Mapping[int, tuple[MmioRange, Structu
 
 def _multiplier(location: Location, checks: Checks) -> int:
     value = location.multiplier
-    checks.require(value <= 1 << 16 and (not value or (value > 1 and not value & (value - 1))),
+    checks.require(value <= 1 << 16 and is_multiplier(value),
                    "the multiplier is an even power of two, or 0", "4.1.4.4.1")
     return value
-
-
-def _overlap(one: Structure, other: Structure) -> bool:
-    return one.address < other.address + other.length and other.address < one.address + one.length

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from chamber.lab.dma_watch import pool_of
+
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
@@ -186,6 +188,13 @@ class AgentGuest:
         """
         answer = self.request(BOOT_SECONDS, do="log", word=word)
         return [] if answer is None else list(answer.get("lines", []))
+
+    def bounce_pool(self) -> range | None:
+        """Ask the kernel where its bounce pool is; None if it has none, or ended."""
+        try:
+            return pool_of("\n".join(self.log("software IO TLB")))
+        except GuestDied:
+            return None
 
     def drain(self) -> None:
         """Read all that the kernel has printed."""

@@ -15,7 +15,7 @@ from chamber.device.catalogue import make_device
 from chamber.device.pci_over_virtio import PciOverVirtio
 from chamber.device.virtio_pci import VirtioPci
 from chamber.lab.agent_guest import GuestDied
-from chamber.lab.dma_watch import UNBOUNCED, DmaWatch, pool_of
+from chamber.lab.dma_watch import UNBOUNCED, DmaWatch
 from chamber.lab.kernel.places import locate
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
@@ -200,10 +200,7 @@ class UmlRunner:
 
     def _find_pool(self, guest: AgentGuest) -> range:
         """Ask the kernel where its bounce pool is: without that, nothing that leaves it would be seen."""
-        try:
-            pool = pool_of("\n".join(guest.log("software IO TLB")))
-        except GuestDied:
-            pool = None
+        pool = guest.bounce_pool()
         if pool is None:
             self.discard()
             raise TargetError(f"{self.kernel.path}: its log tells of no bounce pool")
