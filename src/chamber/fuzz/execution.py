@@ -35,7 +35,14 @@ class Execution:
 
 
 class Executor(Protocol):
-    """Executes inputs on a target, one after the other."""
+    """Executes inputs on a target, one after the other.
+
+    Attributes:
+        hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly.
+
+    """
+
+    hurried: bool
 
     @property
     def edges(self) -> memoryview:

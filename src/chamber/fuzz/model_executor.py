@@ -88,6 +88,7 @@ class ModelExecutor:
         self._type = device
         self._profile = profile
         self._trace = trace
+        self.hurried = False
         self._target = ModelTarget()
         self._edges = _Edges()
         self.uses = (*STIMULI[device], "rebind", "reset")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from chamber.fuzz.avoidance import Avoidance, kind_of
+from chamber.fuzz.avoidance import Avoidance, kinds_of
 from chamber.fuzz.costs import Costs
 from chamber.fuzz.lies import (
     HEADER,
@@ -26,8 +26,8 @@ from chamber.fuzz.lies import (
     Start,
 )
 
-__all__ = ("COSTS", "FINDINGS", "PCI", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate", "post_trim",
-           "random_lie", "shortened", "trim")
+__all__ = ("COSTS", "FINDINGS", "PCI", "REPORTS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate",
+           "post_trim", "random_lie", "shortened", "trim")
 
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
@@ -61,9 +61,11 @@ then."""
 _NUMBERS: Final = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4095, 4096, 4097,
                    0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1,
                    1 << 63, (1 << 64) - 1)
-_SHOWS_AGAIN: Final = 0.02
+_SHOWS_AGAIN: Final = 0.004
 FINDINGS: Final = "CHAMBER_FINDINGS"
 """Names the environment's word for where confirmed findings are."""
+REPORTS: Final = "CHAMBER_REPORTS"
+"""Names the environment's word for where reports are."""
 PCI: Final = "CHAMBER_PCI"
 """Is in the environment where a function tells lies."""
 COSTS: Final = "CHAMBER_COSTS"
@@ -221,7 +223,7 @@ def init(seed: int) -> None:
     """Begin."""
     _DICE.seed(seed)
     if FINDINGS in os.environ:
-        _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]))]
+        _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]), Path(os.environ[REPORTS]))]
     if COSTS in os.environ:
         _COSTS[:] = [Costs(Path(os.environ[COSTS]))]
 
@@ -241,7 +243,7 @@ def _without(program: Program, known: Avoidance, dice: random.Random) -> Program
         return program
     while kinds := known.shows(program):
         out = dice.choice(sorted(kinds))
-        program = replace(program, lies=tuple(lie for lie in program.lies if kind_of(lie) != out))
+        program = replace(program, lies=tuple(lie for lie in program.lies if out not in kinds_of(lie)))
     return program
 
 

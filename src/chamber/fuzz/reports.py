@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from chamber.fuzz.avoidance import CommonTraits
+from chamber.fuzz.lies import Program
 from chamber.lab.observation import Harm
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class ReportStore:
         self._folder = folder
         self._known: set[str] = set()
         self._history: deque[bytes] = deque(maxlen=_HISTORY)
+        self._common = CommonTraits(folder)
         self.refresh()
 
     def refresh(self) -> None:
@@ -114,6 +117,9 @@ class ReportStore:
             if not self.knows(evidence):
                 self._write(Report(place_of(evidence), evidence.signature, evidence.harm.name, evidence.text[:_CONSOLE],
                                    tuple(self._history), tuple(execution.strikes)))
+            self._common.showed(_name_of(place_of(evidence)), Program.parse(data))
+        if not execution.evidence:
+            self._common.passed(Program.parse(data))
         return bool(execution.evidence)
 
     def _write(self, report: Report) -> None:

@@ -21,7 +21,7 @@ from chamber.lab.uml_worker import UmlWorker
 from chamber.link.eventloop import EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from chamber.device.base import Device
@@ -37,6 +37,8 @@ _PATIENCE_FACTOR: Final = 3
 """What the device keeps back is given after so long, and so many times what the same took otherwise."""
 _HANG_SECONDS, _SURELY_HANGS_SECONDS = 0.3, 5.0
 """Seconds after which a guest that is served honestly hangs: for a search, which may err, and for who confirms it."""
+_MAY_HANG_SECONDS: Final = 0.04
+"""Seconds after which a search asks such a guest whether it is where one is known to hang."""
 _ANSWERS_SECONDS, _SURELY_ANSWERS_SECONDS = 0.1, 0.4
 """Seconds that such a guest has to say where it is, if it can still: as above."""
 _UNKNOWN_SECONDS: Final = 0.1
@@ -85,13 +87,14 @@ class UmlExecutor:
         device: the type.
         known: whether a report is known: the guest goes on after such, if it can.
         folder: where guests' files go for as long as they live.
-        trace: keep a transcript of each execution.
+        trace: keep a transcript of each execution; without one, it is hurried.
         pci: the guest finds the device on a PCI bus, and bounces all that it lends to it.
 
     Attributes:
         boots: guests started.
         executions: inputs executed on the guest that there is now.
         costs: seconds that a session of each use takes, by the number that inputs have for it.
+        hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly.
 
     """
 
@@ -105,11 +108,11 @@ class UmlExecutor:
         self._known = known
         self._folder = folder
         self._trace = trace
-        self._change_seconds = _SURELY_CHANGED_SECONDS if trace else _CHANGE_SECONDS
+        self.hurried = not trace
         self._pci = pci
         self._pool: range | None = None
         self._outside: list[Evidence] = []
-        self._loop = EventLoop(spin=0.0005)
+        self._loop = EventLoop()
         self._worker: UmlWorker | None = None
         self._state = _State.OUT
         self._ring = "split"
@@ -283,7 +286,7 @@ class UmlExecutor:
             self._usual[key] = (7 * self._usual.get(key, usual) + time.monotonic() - begin) / 8
         else:
             liar.honest()
-            answer = worker.go_on(_SURELY_HANGS_SECONDS if self._trace else _HANG_SECONDS)
+            answer = self._go_on(worker, steps, _HANG_SECONDS if self.hurried else _SURELY_HANGS_SECONDS)
         self._note(f"guest: {' '.join(steps)}: {'does not end' if answer is None else answer or 'done'}")
         if answer is None:
             self._hangs(worker, steps, execution)
@@ -299,7 +302,7 @@ class UmlExecutor:
     def _gave_up(self, worker: UmlWorker, execution: Execution) -> bool:
         """Whether the driver does not serve any more, as far as can be said without using the device too often."""
         self._failed = self._failed + 1 if self._fails(worker, execution) else 0
-        if self._failed < (1 if self._trace else _FAILED):
+        if self._failed < (_FAILED if self.hurried else 1):
             return False
         self._failed = 0
         return self._fails_again(worker, execution)
@@ -312,27 +315,48 @@ class UmlExecutor:
     def _fails_again(self, worker: UmlWorker, execution: Execution) -> bool:
         """Use the device once more, which is honest now: an error is over then, a driver that gave up has to go."""
         self._count(on=False)
-        if worker.do([execution.use], self._change_seconds) is None:
+        if self._do_honestly(worker, execution.use) is None:
             self._hangs(worker, [execution.use], execution)
             return False
         return self._fails(worker, execution)
 
-    def _hangs(self, worker: UmlWorker, steps: list[str], execution: Execution) -> None:
-        """Tell where the guest is that does not get on, unless it just takes its time."""
-        stack = worker.where(_SURELY_ANSWERS_SECONDS if self._trace else _ANSWERS_SECONDS)
-        where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
+    def _go_on(self, worker: UmlWorker, steps: Sequence[str], seconds: float) -> str | None:
+        """Wait for steps to end after all; not for long where the guest is known to hang."""
+        if self.hurried:
+            answer = worker.go_on(_MAY_HANG_SECONDS)
+            evidence = self._hang(worker, steps) if answer is None else None
+            if answer is not None or (evidence is not None and self._known(evidence)):
+                return answer
+        return worker.go_on(seconds)
+
+    def _do_honestly(self, worker: UmlWorker, *steps: str) -> str | None:
+        """Have steps done with a host that is honest, which nothing that takes long is expected of."""
+        answer = worker.do(steps, 0.0)
+        seconds = _CHANGE_SECONDS if self.hurried else _SURELY_CHANGED_SECONDS
+        return self._go_on(worker, steps, seconds) if answer is None else answer
+
+    def _hangs(self, worker: UmlWorker, steps: Sequence[str], execution: Execution) -> None:
+        """Tell where the guest is that does not get on, and be done with it."""
         self._over = True
+        evidence = self._hang(worker, steps)
+        if evidence is not None:
+            execution.evidence.append(evidence)
+
+    def _hang(self, worker: UmlWorker, steps: Sequence[str]) -> Evidence | None:
+        """Look where the guest is that does not get on; None where it just takes its time."""
+        stack = worker.where(_ANSWERS_SECONDS if self.hurried else _SURELY_ANSWERS_SECONDS)
+        where = [frame for frame in stack if not frame.startswith(("__switch_to", "schedule", "__schedule"))]
         if where and where[0].startswith(_WAITS):
-            return
-        execution.evidence.append(Evidence(
+            return None
+        return Evidence(
             Harm.DENIAL, f"hang in {' < '.join(where[:2])}" if where else "guest stopped answering",
             f"'{' '.join(steps)}' did not end with a device that was honest again; kernel stack: "
-            f"{' < '.join(stack) or (worker.guest.where() if self._trace else 'not asked for')}"))
+            f"{' < '.join(stack) or ('not asked for' if self.hurried else worker.guest.where())}")
 
     def _leave(self, worker: UmlWorker, execution: Execution) -> None:
         """Remove the driver: what an execution has done to it is over then, or shows now."""
         if self._state is _State.BOUND:
-            if worker.do(["remove"], self._change_seconds) is None:
+            if self._do_honestly(worker, "remove") is None:
                 self._hangs(worker, ["remove"], execution)
             self._state = _State.ALONE
 
@@ -343,11 +367,12 @@ class UmlExecutor:
             if self._state is wanted:
                 return
             try:
-                if worker.do(_STEPS[self._state, wanted], self._change_seconds) == "":
+                answer = self._do_honestly(worker, *_STEPS[self._state, wanted])
+                if answer == "":
                     self._state = wanted
                     return
                 # The driver did not want the device, or lost it: from the beginning, then with another guest.
-                if not attempt and worker.do(["disconnect"], self._change_seconds) == "":
+                if not attempt and answer is not None and self._do_honestly(worker, "disconnect") == "":
                     self._state = _State.OUT
                     continue
             except GuestDied:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import chamber
 from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
+from chamber.lab.child_process import share_niceness
 from chamber.lab.kernel.coverage import CoverageMap
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_channel import UmlChannel
@@ -149,6 +150,7 @@ class UmlGuest(AgentGuest):
             def prepare() -> None:
                 # The guest must not outlive whoever started it, however that one ends.
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                share_niceness()
                 if fp_filter:
                     install_fp_filter()
 

@@ -30,7 +30,10 @@ _QUIET_SECONDS: Final = 0.002
 """After which a guest may be waiting for what it does not get."""
 _MOMENT_SECONDS: Final = 0.0004
 """After which one that is idle does: longer than what it does with a device sleeps of its own accord."""
+_NUDGED_SECONDS: Final = 0.0002
+"""The same for one that has just been told to look."""
 _SOON_SECONDS: Final = 0.02
+"""What the device does within them is done at once where the guest has nothing to do until then."""
 
 
 class UmlWorker:
@@ -125,22 +128,26 @@ class UmlWorker:
     def _wait(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         answers = self._answers
         guest = self.guest
-        heard = nudged = ended = now = time.monotonic()
+        heard = ended = now = time.monotonic()
+        nudged = 0.0
         deadline = now + seconds
         while not answers and guest.alive:
-            came = self._loop.turn(min(deadline - now, _MOMENT_SECONDS))
+            moment = _MOMENT_SECONDS if nudged < heard else _NUDGED_SECONDS
+            came = self._loop.turn(min(deadline - now, moment))
             now = time.monotonic()
             if came:
                 heard = ended = now
             owed = now - heard >= _MOMENT_SECONDS and stalled()
             if now >= deadline or (now - heard >= _QUIET_SECONDS and owed):
                 return None
-            if now - ended >= _MOMENT_SECONDS and not owed and self._may_end and self._waits_in_vain():
+            if self._may_end and not owed and now - ended >= moment and guest.idle:
                 ended = now
                 if nudged < heard:
                     nudged = now
                     self._nudge()
-                else:
+                elif self._loop.expects(_SOON_SECONDS):
+                    self._loop.hasten()
+                else:  # it waits for what was lost with a lie
                     self._terminal.interrupt()
             if now - max(heard, nudged) >= _NUDGE_SECONDS:
                 nudged = now
@@ -154,10 +161,6 @@ class UmlWorker:
         """Have the guest look for input: User-Mode Linux misses the signal of some now and then."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.guest.pid, signal.SIGIO)
-
-    def _waits_in_vain(self) -> bool:
-        """Whether the guest waits for what was lost with a lie: it has nothing to do, and nothing is to come."""
-        return not self._loop.expects(_SOON_SECONDS) and self.guest.idle
 
     def where(self, seconds: float) -> list[str]:
         """Return the kernel stack of a worker that hangs; nothing if the guest does not answer in time."""

@@ -11,13 +11,18 @@ import os
 import select
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ("EventLoop",)
+
+_MILLISECOND: Final = 0.001
+"""What epoll rounds its time-outs up to."""
+_MOST_SELECTED: Final = 1024
+"""select(2) takes no descriptors from there on (FD_SETSIZE)."""
 
 
 class EventLoop:
@@ -67,13 +72,18 @@ class EventLoop:
         """Whether something is to be called within so many seconds, whatever descriptors have."""
         return bool(self._soon) or bool(self._timers and self._timers[0][0] - time.monotonic() <= seconds)
 
+    def hasten(self) -> None:
+        """Call back now what would be next after its delay."""
+        if self._timers:
+            self._soon.append(heapq.heappop(self._timers)[2])
+
     def turn(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for something to happen, and handle it; return whether a descriptor had it."""
         if self._soon:
             timeout = 0.0
         elif self._timers:
             timeout = max(0.0, min(timeout, self._timers[0][0] - time.monotonic()))
-        ready = self._poll(0) if self.spin else self._poll(timeout)
+        ready = self._poll(0) if self.spin else self._sleep(timeout)
         if not ready and self.spin and timeout > 0:
             ready = self._wait(timeout)
         for fd, _ in ready:
@@ -88,6 +98,13 @@ class EventLoop:
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
         return bool(ready)
+
+    def _sleep(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait for descriptors, and not for a millisecond where a part of one is enough."""
+        if 0 < timeout < _MILLISECOND and self._epoll.fileno() < _MOST_SELECTED and not select.select(
+                (self._epoll,), (), (), timeout)[0]:
+            return []
+        return self._poll(timeout)
 
     def _wait(self, timeout: float) -> list[tuple[int, int]]:
         """Wait for descriptors: awake for a moment first, as a peer mostly answers sooner than a sleeper wakes."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
-import socket
 import struct
 from typing import TYPE_CHECKING, Final
+
+from chamber.lab.agent.control_socket import control_socket
 
 if TYPE_CHECKING:
     from chamber.lab.agent.report import Report
@@ -44,8 +45,7 @@ def call(name: str, request: bytes) -> memoryview:
     ctypes.memset(buffer, 0, _ROOM)
     ctypes.memmove(buffer, request, len(request))
     ifreq = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(buffer))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCETHTOOL, ifreq)
+    fcntl.ioctl(control_socket(), _SIOCETHTOOL, ifreq)
     return memoryview(buffer)
 
 

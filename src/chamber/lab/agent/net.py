@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import ethtool, kernel, routing, xdp
+from chamber.lab.agent.control_socket import control_socket
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
@@ -47,8 +48,7 @@ def interface(virtio: str) -> str:
 
 def is_up(name: str) -> bool:
     """Whether an interface is up."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        return bool(_flags(control, name) & _IFF_UP)
+    return bool(_flags(name) & _IFF_UP)
 
 
 def _ifreq(name: str, rest: bytes) -> bytes:
@@ -59,23 +59,21 @@ def _address(ip: str) -> bytes:
     return struct.pack("<HH", socket.AF_INET, 0) + socket.inet_aton(ip)
 
 
-def _flags(control: socket.socket, name: str) -> int:
-    return int.from_bytes(fcntl.ioctl(control, _SIOCGIFFLAGS, _ifreq(name, b""))[16:18], "little")
+def _flags(name: str) -> int:
+    return int.from_bytes(fcntl.ioctl(control_socket(), _SIOCGIFFLAGS, _ifreq(name, b""))[16:18], "little")
 
 
 def up(name: str) -> None:
     """Give the interface its address and bring it up; its receive buffers come from memory that held secrets."""
     kernel.plant()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFADDR, _ifreq(name, _address(GUEST)))
-        fcntl.ioctl(control, _SIOCSIFNETMASK, _ifreq(name, _address("255.255.255.0")))
-        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", _flags(control, name) | _IFF_UP)))
+    _set(name, _SIOCSIFADDR, _address(GUEST))
+    _set(name, _SIOCSIFNETMASK, _address("255.255.255.0"))
+    _set(name, _SIOCSIFFLAGS, struct.pack("<H", _flags(name) | _IFF_UP))
 
 
 def down(name: str) -> None:
     """Take the interface down."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", _flags(control, name) & ~_IFF_UP)))
+    _set(name, _SIOCSIFFLAGS, struct.pack("<H", _flags(name) & ~_IFF_UP))
 
 
 def _checksum(data: bytes) -> int:
@@ -190,15 +188,13 @@ def inspect(virtio: str, report: Report) -> None:
 
 
 def _set(name: str, request: int, rest: bytes) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, request, _ifreq(name, rest))
+    fcntl.ioctl(control_socket(), request, _ifreq(name, rest))
 
 
 def _set_flag(name: str, flag: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        before = _flags(control, name)
-        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", before | flag)))
-        fcntl.ioctl(control, _SIOCSIFFLAGS, _ifreq(name, struct.pack("<H", before)))
+    before = _flags(name)
+    _set(name, _SIOCSIFFLAGS, struct.pack("<H", before | flag))
+    _set(name, _SIOCSIFFLAGS, struct.pack("<H", before))
 
 
 def change_filters(name: str, report: Report) -> None:

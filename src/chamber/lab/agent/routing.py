@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from chamber.lab.agent.control_socket import control_socket
+
 __all__ = ("add_route", "forwarded", "send_spoofed", "turn_on")
 
 _SIOCADDRT: Final = 0x890B
@@ -36,8 +38,7 @@ def add_route(network: str, mask: str, gateway: str, name: str) -> None:
     device = ctypes.create_string_buffer(name.encode())
     entry = (struct.pack("=Q", 0) + _address(network) + _address(gateway) + _address(mask)
              + struct.pack("=Hh4xQQh6xQQQH6x", _RTF_UP_GATEWAY, 0, 0, 0, 0, ctypes.addressof(device), 0, 0, 0))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCADDRT, entry)
+    fcntl.ioctl(control_socket(), _SIOCADDRT, entry)
 
 
 def send_spoofed(source: str, target: str, port: int, payload: bytes) -> None:

@@ -44,6 +44,8 @@ _Session = Callable[[str, "Report"], None]
 _RAW: Final = Path("/sys/class/virtio-ports")
 _MOMENT: Final = 0.0002
 _DICE: Final = random.Random(1)  # noqa: S311 - test data
+_INTERFACES: Final[dict[str, str]] = {}
+"""By virtio device."""
 
 
 def _echo_port(virtio: str, report: Report) -> None:
@@ -119,8 +121,14 @@ def _closed_and_opened(virtio: str, report: Report) -> None:
 
 
 def _interface(virtio: str) -> str:
-    name = net.interface(virtio)
-    if not net.is_up(name):
+    """Name of the interface, brought up if it is down. It is mostly what it was called before."""
+    try:
+        name = _INTERFACES[virtio]
+        up = net.is_up(name)
+    except (KeyError, OSError):
+        name = _INTERFACES[virtio] = net.interface(virtio)
+        up = net.is_up(name)
+    if not up:
         net.up(name)
     return name
 
@@ -184,9 +192,9 @@ def _xdp(name: str, report: Report) -> None:
 
 def _forward(name: str, report: Report) -> None:
     """Forward what the peer sends to others."""
-    routing.turn_on(name)
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):  # an interface that is new has no route
         routing.add_route("10.98.0.0", "255.255.255.0", net.PEER, name)
+        routing.turn_on(name)
     report.attempt("datagram from elsewhere", routing.send_spoofed, "10.98.0.5", net.PEER, net.ECHO, bytes(1400))
     report.attempt("ping", net.ping, 8, _DICE)
 
