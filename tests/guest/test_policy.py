@@ -187,6 +187,9 @@ class Device:
     def read_generation(self) -> int:
         return 7
 
+    def admin_queue(self) -> int | None:
+        return None
+
     def queue_size_max(self, index: int) -> int:
         return 8 + index
 

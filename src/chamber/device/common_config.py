@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from chamber.wire.errors import DmaFault
@@ -14,17 +14,29 @@ from chamber.wire.virtio_pci import COMMON, NO_VECTOR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from chamber.device.admin_queue import AdminQueue
     from chamber.device.base import Device
     from chamber.platform.dma import Dma
 
-__all__ = ("CommonConfig",)
+__all__ = ("CommonConfig", "CommonState", "QueueConfig")
 
 _WORD: Final = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
-class _Queue:
-    """What the driver wrote about a queue."""
+class QueueConfig:
+    """What the driver wrote about a queue.
+
+    Attributes:
+        size: descriptors.
+        vector: MSI-X vector.
+        enabled: whether it was handed over.
+        desc: address of the descriptor area.
+        driver: address of the driver area.
+        device: address of the device area.
+        position: where it goes on, of a device that is halted.
+
+    """
 
     size: int
     vector: int = NO_VECTOR
@@ -32,6 +44,27 @@ class _Queue:
     desc: int = 0
     driver: int = 0
     device: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommonState:
+    """All that a driver has made of a device that is halted.
+
+    Attributes:
+        features: what it wrote as its choice.
+        status: device status.
+        config_vector: MSI-X vector of configuration.
+        selects: selectors of device features, driver features, queue.
+        queues: its queues.
+
+    """
+
+    features: int
+    status: int
+    config_vector: int
+    selects: tuple[int, int, int]
+    queues: tuple[QueueConfig, ...]
 
 
 class CommonConfig:
@@ -41,13 +74,20 @@ class CommonConfig:
         device: the device.
         memory: gives guest memory, when a queue is enabled.
         interrupt: raises the interrupt of a queue.
+        admin: the administration queue, if it has one.
+
+    Attributes:
+        halted: it touches no memory and raises no interrupt; what the driver writes counts once it goes on.
 
     """
 
     size: Final = COMMON.size
 
-    def __init__(self, device: Device, memory: Callable[[], Dma], interrupt: Callable[[int], None]) -> None:
+    def __init__(self, device: Device, memory: Callable[[], Dma], interrupt: Callable[[int], None],
+                 admin: AdminQueue | None = None) -> None:
+        self.halted = False
         self._device = device
+        self._admin = admin
         self._memory = memory
         self._interrupt = interrupt
         self._setters: dict[str, Callable[[int], None]] = {
@@ -66,17 +106,59 @@ class CommonConfig:
         self._features = 0
         self._status = 0
         self.config_vector = NO_VECTOR
-        self._queues = [_Queue(self._device.queue_size) for _ in range(self._device.queue_count)]
+        self._queues = {index: QueueConfig(self._device.queue_size) for index in range(self._device.queue_count)}
+        if self._admin is not None:
+            self._queues[self._admin.index] = QueueConfig(self._device.queue_size)
 
     def reset(self) -> None:
         """Reset the device, and forget what the driver wrote."""
         self._clear()
         self._device.reset()
+        if self._admin is not None:
+            self._admin.reset()
+
+    # A device that is halted, by its owner.
+
+    def halt(self) -> None:
+        """Stop: take nothing more from queues, and remember where they go on."""
+        if not self.halted:
+            self.halted = True
+            for index, queue in self._queues.items():
+                if queue.enabled:
+                    queue.position = self._stop(index)
+
+    def resume(self) -> None:
+        """Go on."""
+        if self.halted:
+            self.halted = False
+            for index, queue in self._queues.items():
+                if queue.enabled and not self._start(index, queue):
+                    queue.enabled = False
+            if self._status & Status.DRIVER_OK:
+                self._ready()
+
+    def state(self) -> CommonState:
+        """What the driver has made of it."""
+        return CommonState(self._features, self._status, self.config_vector,
+                           (self._device_select, self._driver_select, self._queue_select),
+                           tuple(replace(self._queues[index]) for index in range(self._device.queue_count)))
+
+    def restore(self, state: CommonState) -> bool:
+        """Become, while halted, what a driver has made of another such device; False if it can't."""
+        if state.features & ~self._device.offered_features() or len(state.queues) != self._device.queue_count:
+            return False
+        self.reset()
+        self._features, self._status, self.config_vector = state.features, state.status, state.config_vector
+        self._device_select, self._driver_select, self._queue_select = state.selects
+        if self._status & Status.FEATURES_OK:
+            self._device.accept_features(self._features)
+        self._queues.update(enumerate(map(replace, state.queues)))
+        return True
 
     def areas(self) -> Iterator[tuple[int, int]]:
         """Address and length of what the driver handed over as rings: descriptor table, driver area, device area."""
         packed = self._device.has(Feature.RING_PACKED)
-        for queue in self._queues:
+        for queue in self._queues.values():
             if not queue.desc:
                 continue
             if packed:
@@ -103,15 +185,17 @@ class CommonConfig:
             device_feature_select=self._device_select, device_feature=_half(device.offered_features(),
                                                                             self._device_select),
             driver_feature_select=self._driver_select, driver_feature=_half(self._features, self._driver_select),
-            config_msix_vector=self.config_vector, num_queues=len(self._queues), device_status=self._status,
+            config_msix_vector=self.config_vector, num_queues=self._device.queue_count, device_status=self._status,
             config_generation=device.read_generation(), queue_select=self._queue_select,
+            **({} if self._admin is None or not device.has(Feature.ADMIN_VQ) else {
+                "admin_queue_index": self._admin.index, "admin_queue_num": 1}),
             **({} if queue is None else {
                 "queue_size": queue.size, "queue_msix_vector": queue.vector, "queue_enable": int(queue.enabled),
                 "queue_notify_off": self._queue_select, "queue_desc": queue.desc, "queue_driver": queue.driver,
                 "queue_device": queue.device}))
 
-    def _queue(self) -> _Queue | None:
-        return self._queues[self._queue_select] if self._queue_select < len(self._queues) else None
+    def _queue(self) -> QueueConfig | None:
+        return self._queues.get(self._queue_select)
 
     # Writing.
 
@@ -147,12 +231,32 @@ class CommonConfig:
         if fresh & Status.FEATURES_OK and not self._device.accept_features(self._features):
             value &= ~Status.FEATURES_OK
         self._status = value
-        if fresh & Status.DRIVER_OK:
-            self._device.driver_ok()
-            # A driver may have made buffers available before, and need not notify again for them (3.1.1).
-            for index, queue in enumerate(self._queues):
-                if queue.enabled and self._device.pending(index):
-                    self._device.notify(index)
+        if fresh & Status.DRIVER_OK and not self.halted:
+            self._ready()
+
+    def _ready(self) -> None:
+        self._device.driver_ok()
+        # A driver may have made buffers available before, and need not notify again for them (3.1.1).
+        for index, queue in self._queues.items():
+            if queue.enabled and self._is_admin(index):
+                self._pump_admin()
+            elif queue.enabled and self._device.pending(index):
+                self._device.notify(index)
+
+    def notified(self, index: int, data: int | None) -> bool:
+        """The driver says that a queue has something; return True if there is more than one turn could do."""
+        if self.halted:
+            return False
+        if self._is_admin(index):
+            return self._pump_admin()
+        return self._device.notify(index, data)
+
+    def _is_admin(self, index: int) -> bool:
+        return self._admin is not None and index == self._admin.index
+
+    def _pump_admin(self) -> bool:
+        assert self._admin is not None
+        return bool(self._status & Status.DRIVER_OK) and self._admin.pump()
 
     def _set_queue_select(self, value: int) -> None:
         self._queue_select = value
@@ -174,20 +278,31 @@ class CommonConfig:
         # Once enabled, only a reset takes a queue back (4.1.4.3.2); a device may refuse one by not enabling it.
         if queue is None or queue.enabled or value != 1 or self._device.refuses_queue(index):
             return
+        queue.position = 0
+        queue.enabled = self.halted or self._start(index, queue)
+
+    def _start(self, index: int, queue: QueueConfig) -> bool:
+        """Take a queue over; whether its memory can be had."""
+        start = self._device.start_queue if self._admin is None or not self._is_admin(index) else self._admin.start
         try:
-            self._device.start_queue(index, self._memory(), size=queue.size, desc=queue.desc, driver=queue.driver,
-                                     device=queue.device, interrupt=lambda: self._interrupt(index))
+            start(index, self._memory(), size=queue.size, desc=queue.desc, driver=queue.driver, device=queue.device,
+                  interrupt=lambda: self._interrupt(index), base=queue.position)
         except DmaFault as error:
             self._device.log(f"queue {index}: {error}")
-            return
-        queue.enabled = True
+            return False
+        return True
+
+    def _stop(self, index: int) -> int:
+        if self._admin is not None and self._is_admin(index):
+            return self._admin.queue.stop()
+        return self._device.stop_queue(index)
 
     def _set_reset(self, value: int) -> None:
         queue = self._queue()
         if queue is not None and value == 1 and self._device.has(Feature.RING_RESET):
-            self._device.stop_queue(self._queue_select)
+            self._stop(self._queue_select)
             # What the driver wrote about it is gone, its vector stays (4.1.4.3.1).
-            self._queues[self._queue_select] = _Queue(self._device.queue_size, queue.vector)
+            self._queues[self._queue_select] = QueueConfig(self._device.queue_size, queue.vector)
 
 
 def _half(features: int, select: int) -> int:

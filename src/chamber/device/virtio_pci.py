@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.admin_queue import AdminQueue
 from chamber.device.common_config import CommonConfig
 from chamber.platform.msix import PendingBits
 from chamber.platform.pci import Bar, PciFunction, Region, Window
@@ -28,10 +29,11 @@ from chamber.wire.virtio_pci import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from chamber.device.admin_commands import AdminCommands
     from chamber.device.base import Device
     from chamber.platform.dma import Dma
 
-__all__ = ("MSIX_BAR", "NOTIFY_MULTIPLIER", "REGISTER_BAR", "SHARED_MEMORY_BAR", "VirtioPci")
+__all__ = ("MSIX_BAR", "NOTIFY_MULTIPLIER", "REGISTER_BAR", "SHARED_MEMORY_BAR", "VirtioPci", "identity_of")
 
 _PAGE: Final = 4096
 REGISTER_BAR, MSIX_BAR, SHARED_MEMORY_BAR = 0, 1, 2
@@ -49,6 +51,12 @@ _CLASSES: Final = {
     DeviceType.CRYPTO: 0x108000, DeviceType.TRANSPORT_9P: 0x018000, DeviceType.FS: 0x018000,
     DeviceType.VSOCK: 0x028000, DeviceType.PMEM: 0x058000}
 """Class codes; a driver does not look at them."""
+
+
+def identity_of(kind: DeviceType) -> dict[str, int]:
+    """What a function with a device of a type says of itself: arguments of `PciFunction`."""
+    return {"vendor": VENDOR_ID, "device": DEVICE_ID_BASE + kind, "subsystem_vendor": VENDOR_ID,
+            "subsystem": DEVICE_ID_BASE + kind, "class_code": _CLASSES.get(kind, 0xFF0000)}
 
 
 class _NoDma:
@@ -73,37 +81,43 @@ class VirtioPci:
     Args:
         device: the device; nobody else is its transport.
         vectors: MSI-X vectors; by default one for each queue and one for changes of configuration, 0 for none.
+        function: the PCI function to be, such as a virtual one; by default one of its own.
+        commands: what it does with administration commands; it has a queue for them then.
 
     Attributes:
         device: as given.
         function: the function, honest.
+        common: its common configuration.
         dma: guest memory.
         window_open: whether the window through configuration space leads anywhere.
         capabilities: where each of the capabilities is in configuration space, by type.
 
     """
 
-    def __init__(self, device: Device, *, vectors: int | None = None) -> None:
+    def __init__(self, device: Device, *, vectors: int | None = None, function: PciFunction | None = None,
+                 commands: AdminCommands | None = None) -> None:
         self.device = device
         self.dma: Dma = _NoDma()
         self.window_open = True
         self.capabilities: dict[CapabilityType, int] = {}
         device.offer(bit(Feature.ACCESS_PLATFORM))
-        self.function = PciFunction(vendor=VENDOR_ID, device=DEVICE_ID_BASE + device.type, subsystem_vendor=VENDOR_ID,
-                                    subsystem=DEVICE_ID_BASE + device.type,
-                                    class_code=_CLASSES.get(device.type, 0xFF0000))
+        admin = None
+        if commands is not None:
+            device.offer(bit(Feature.ADMIN_VQ))
+            admin = AdminQueue(device, commands)
+        self.function = function = PciFunction(**identity_of(device.type)) if function is None else function
         self._isr = 0
-        self._common = CommonConfig(device, self._memory, self._queue_interrupt)
-        function = self.function
-        queues = device.queue_count
-        self._add(CapabilityType.COMMON_CFG, _COMMON_AT, self._common.size)
+        self._changed = False
+        self.common = CommonConfig(device, self._memory, self._queue_interrupt, admin)
+        queues = device.queue_count + (admin is not None)
+        self._add(CapabilityType.COMMON_CFG, _COMMON_AT, self.common.size)
         self._add(CapabilityType.ISR_CFG, _ISR_AT, 1)
         self._add(CapabilityType.DEVICE_CFG, _DEVICE_AT, max(4, len(device.config)))
         notify_size = max(4, queues * NOTIFY_MULTIPLIER)
         self._add(CapabilityType.NOTIFY_CFG, _NOTIFY_AT, notify_size,
                   NOTIFY_MULTIPLIER.to_bytes(4, "little"), size=NOTIFY_CAPABILITY.size)
         function.add_bar(REGISTER_BAR, Bar(_REGISTERS, (
-            Region(_COMMON_AT, self._common.size, self._common),
+            Region(_COMMON_AT, self.common.size, self.common),
             Region(_ISR_AT, 1, _Isr(self._read_isr)),
             Region(_DEVICE_AT, _PAGE, _DeviceConfig(device)),
             Region(_NOTIFY_AT, notify_size, _Notify(self._notified)))))
@@ -197,7 +211,7 @@ class VirtioPci:
 
     def ring_areas(self) -> list[tuple[int, int]]:
         """Address and length of all memory that the driver handed over as rings."""
-        return list(self._common.areas())
+        return list(self.common.areas())
 
     def reset(self) -> None:
         """Reset the function, as when it leaves its bus, or is told to."""
@@ -212,6 +226,16 @@ class VirtioPci:
     def _memory(self) -> Dma:
         return self.dma if self.function.command & Command.BUS_MASTER else _NoDma()
 
+    def halt(self) -> None:
+        """Touch no memory and raise no interrupt until it is to go on (2.12.1.5.3, VIRTIO_ADMIN_CMD_DEV_MODE_SET)."""
+        self.common.halt()
+
+    def resume(self) -> None:
+        """Go on, and tell what has changed meanwhile."""
+        self.common.resume()
+        if self._changed:
+            self._config_interrupt()
+
     def _raise(self, cause: int, vector: int) -> None:
         """Raise an interrupt by its vector, or by the pin and the register that says why (4.1.4.5)."""
         if self.function.has_msix:
@@ -223,10 +247,12 @@ class VirtioPci:
             self.function.intx(asserted=True)
 
     def _queue_interrupt(self, index: int) -> None:
-        self._raise(ISR_QUEUE, self._common.vector_of(index))
+        self._raise(ISR_QUEUE, self.common.vector_of(index))
 
     def _config_interrupt(self) -> None:
-        self._raise(ISR_CONFIG, self._common.config_vector)
+        self._changed = self.common.halted
+        if not self._changed:
+            self._raise(ISR_CONFIG, self.common.config_vector)
 
     def _read_isr(self) -> int:
         cause, self._isr = self._isr, 0
@@ -239,12 +265,12 @@ class VirtioPci:
         device = self.device
         # Four bytes say more than the queue with NOTIFICATION_DATA only; without it, they are padded.
         said = int.from_bytes(data, "little") if device.has(Feature.NOTIFICATION_DATA) and len(data) == 4 else None
-        if index < device.queue_count and device.notify(index, said):
+        if self.common.notified(index, said):
             device.schedule(0.0, lambda: self._notified(index, data[:2]))
 
     def _reset(self) -> None:
         self._isr = 0
-        self._common.reset()
+        self.common.reset()
 
     def _window(self) -> tuple[int, int, int] | None:
         """Return bar, offset and length that a guest chose; None if they lead nowhere."""

@@ -47,6 +47,7 @@ class VirtioDriver(ABC):
         known: features that the driver can handle.
         allowed: features that a filtering guest accepts, fewer.
         violations: rules that the device broke and the driver noticed.
+        admin: number of the queue for administration commands, if the driver is the owner of others and has one.
 
     """
 
@@ -55,8 +56,10 @@ class VirtioDriver(ABC):
     allowed: ClassVar[int]
     config_layout: ClassVar[Layout]
 
-    def __init__(self, machine: GuestMachine, transport: Transport) -> None:
+    def __init__(self, machine: GuestMachine, transport: Transport, *, owner: bool = False) -> None:
         self.machine = machine
+        self.admin: int | None = None
+        self._more = bit(Feature.ADMIN_VQ) if owner else 0
         self.transport = transport
         self.checks = machine.checks
         self.features = 0
@@ -120,7 +123,7 @@ class VirtioDriver(ABC):
     def _negotiate(self) -> None:
         transport = self.transport
         offered = self.checks.number(transport.read_features()).masked((1 << 64) - 1)
-        accept = offered & (self.allowed if self.machine.profile.filtered else self.known)
+        accept = offered & ((self.allowed if self.machine.profile.filtered else self.known) | self._more)
         self.checks.require(bool(offered >> Feature.VERSION_1 & 1), "the device offers VERSION_1", "6.1")
         transport.write_features(accept)
         transport.write_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
@@ -135,7 +138,9 @@ class VirtioDriver(ABC):
         self.initialise()
 
     def _make_queues(self) -> None:
-        for index in self.queue_indexes():
+        if self.has(Feature.ADMIN_VQ):
+            self.admin = self.transport.admin_queue()
+        for index in (*self.queue_indexes(), *(() if self.admin is None else (self.admin,))):
             self.queues[index] = self._make_queue(index)
             if not self.machine.profile.ordered:
                 self._listen_to(index)

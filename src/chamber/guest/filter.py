@@ -124,6 +124,10 @@ class FilteredTransport:
         """Configuration generation."""
         return self._inner.read_generation()
 
+    def admin_queue(self) -> int | None:
+        """Number of the administration queue; None where there is none."""
+        return self._inner.admin_queue()
+
     def queue_size_max(self, index: int) -> int:
         """Largest size of a queue."""
         return self._inner.queue_size_max(index)

@@ -48,11 +48,13 @@ class PciTransport:
         self._checks = machine.checks
         self._notify_off: dict[int, int] = {}
         self._queues = 0
+        self._admin: int | None = None
 
     def forget(self) -> None:
         """Know nothing of the function any more, as before it was found."""
         self._found = None
         self._queues = 0
+        self._admin = None
 
     @property
     def _function(self) -> VirtioFunction:
@@ -168,9 +170,18 @@ class PciTransport:
 
     # Queues.
 
+    def admin_queue(self) -> int | None:
+        """Number of the administration queue, which lies behind all others (4.1.4.3)."""
+        self._checks.require(self._common.length >= COMMON.size, "registers have the fields of their features", _SPEC)
+        self._checks.number(self._read("admin_queue_num")).between(
+            1, 1 << 15, "the device has an administration queue", _SPEC)
+        self._admin = self._checks.number(self._read("admin_queue_index")).between(
+            self._queues, 0xFFFF, "an administration queue is none of the others", _SPEC)
+        return self._admin
+
     def queue_size_max(self, index: int) -> int:
         """Largest size of a queue, 0 if it does not exist."""
-        if index >= self._queues:
+        if index >= self._queues and index != self._admin:
             return 0
         self._write("queue_select", index)
         return self._read("queue_size")

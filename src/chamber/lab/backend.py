@@ -194,6 +194,10 @@ class BackendTransport:
             self._frontend.write_config(offset, data)
         self._settle()
 
+    def admin_queue(self) -> int | None:
+        """Return None: a vhost-user back end has none."""
+        return None
+
     def queue_size_max(self, index: int) -> int:
         """Largest size of a queue, 0 if it does not exist; back ends say nothing of sizes."""
         # Of a network device, some back ends count pairs.

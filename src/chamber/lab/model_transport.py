@@ -87,6 +87,10 @@ class ModelTransport:
         self._device.write_config(offset, data)
         self._settle()
 
+    def admin_queue(self) -> int | None:
+        """Return None: the model's bus has none."""
+        return None
+
     def queue_size_max(self, index: int) -> int:
         """Largest size of a queue, 0 if it does not exist."""
         return self._device.queue_size if index < self._device.queue_count else 0

@@ -100,6 +100,7 @@ class PciFunction:
 
     Attributes:
         config: the honest configuration space, `CONFIG_SIZE` bytes.
+        mask: the bits of it that a guest may change.
         bars: its base addresses, None where there is none.
         msix: its MSI-X table, if `add_msix` gave it one.
         send: set by whoever has the function on a bus: write a message signalled interrupt (address, data).
@@ -118,7 +119,7 @@ class PciFunction:
         self.wire: Callable[[bool], None] = lambda _asserted: None
         self.raise_vector: Callable[[int], None] | None = None
         self.was_reset: Callable[[], None] = lambda: None
-        self._mask = bytearray(CONFIG_SIZE)
+        self.mask = bytearray(CONFIG_SIZE)
         self._windows: list[Window] = []
         self._last: int | None = None
         self._next = FIRST_CAPABILITY
@@ -131,7 +132,7 @@ class PciFunction:
                             ("subsystem", subsystem), ("interrupt_pin", 1)):
             HEADER.put(self.config, name, value)
         for name, mask in _HEADER_MASK.items():
-            HEADER.put(self._mask, name, mask)
+            HEADER.put(self.mask, name, mask)
         body = EXPRESS.pack(capabilities=_ENDPOINT, device_capabilities=_FLR_CAPABLE)[2:]
         at = self.add_capability(CapabilityId.EXPRESS, bytes(body))
         self._control = at + EXPRESS["device_control"].offset
@@ -153,7 +154,7 @@ class PciFunction:
         if end > CONVENTIONAL_SIZE:
             raise ValueError("no room for another capability")
         self.config[at:end] = bytes((capability, 0)) + body
-        self._mask[at + 2:at + 2 + len(mask)] = mask
+        self.mask[at + 2:at + 2 + len(mask)] = mask
         self.config[HEADER["capabilities"].offset if self._last is None else self._last + 1] = at
         HEADER.put(self.config, "status", Status.CAPABILITIES)
         self._last, self._next = at, end + 3 & ~3
@@ -171,7 +172,7 @@ class PciFunction:
         if end > CONFIG_SIZE:
             raise ValueError("no room for another extended capability")
         self.config[at:end] = (capability | version << 16).to_bytes(4, "little") + body
-        self._mask[at + 4:at + 4 + len(mask)] = mask
+        self.mask[at + 4:at + 4 + len(mask)] = mask
         if self._last_extended is not None:
             before = self._last_extended
             word = int.from_bytes(self.config[before:before + 4], "little") & 0xFFFFF | at << 20
@@ -193,12 +194,12 @@ class PciFunction:
         self.bars[index] = bar
         mask = -bar.size & (1 << 64) - 1
         HEADER.put(self.config, f"bar{index}", bar.flags)
-        HEADER.put(self._mask, f"bar{index}", mask & 0xFFFFFFF0)
+        HEADER.put(self.mask, f"bar{index}", mask & 0xFFFFFFF0)
         if bar.wide:
-            HEADER.put(self._mask, f"bar{index + 1}", mask >> 32)
+            HEADER.put(self.mask, f"bar{index + 1}", mask >> 32)
 
     def _mask_of_bar(self, index: int) -> int:
-        return HEADER.get(self._mask, f"bar{index}")
+        return HEADER.get(self.mask, f"bar{index}")
 
     def add_msix(self, vectors: int, bar: int, *, table: int, pending: int) -> MsixTable:
         """Add MSI-X with so many vectors, whose table and pending bits are in a BAR at these offsets.
@@ -232,7 +233,7 @@ class PciFunction:
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to configuration space; bits that a guest may not change stay."""
         for at, byte in enumerate(data[:max(0, CONFIG_SIZE - offset)], offset):
-            mask = self._mask[at]
+            mask = self.mask[at]
             self.config[at] = self.config[at] & ~mask | byte & mask
         for window in self._windows:
             begin, end = max(offset, window.start), min(offset + len(data), window.end)
@@ -304,7 +305,7 @@ class PciFunction:
 
     def reset(self) -> None:
         """Reset the function (PCIe 6.0, 6.6.2): what a guest has written is gone, base addresses included."""
-        for at, mask in enumerate(self._mask):
+        for at, mask in enumerate(self.mask):
             if mask:
                 self.config[at] &= ~mask
         if self.msix is not None:

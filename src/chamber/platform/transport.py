@@ -69,6 +69,10 @@ class Transport(Protocol):
         """Change configuration space."""
         ...
 
+    def admin_queue(self) -> int | None:
+        """Number of the administration queue, once ADMIN_VQ was accepted; None where there is none."""
+        ...
+
     def queue_size_max(self, index: int) -> int:
         """Largest size of a queue, 0 if it does not exist."""
         ...

@@ -21,11 +21,13 @@ __all__ = (
     "MSIX",
     "MSIX_ENTRY",
     "NO_DEVICE",
+    "SRIOV",
     "CapabilityId",
     "Command",
     "ExpressControl",
     "ExtendedId",
     "MsixControl",
+    "SriovControl",
     "Status",
     "bar_address",
 )
@@ -88,6 +90,14 @@ class ExtendedId(enum.IntEnum):
     VF_RESIZABLE_BAR = 0x0024
     DOE = 0x002E
     IDE = 0x0030
+
+
+class SriovControl(enum.IntFlag):
+    """Control of SR-IOV (9.3.3.3)."""
+
+    VF_ENABLE = 1 << 0
+    MEMORY = 1 << 3
+    ARI = 1 << 4
 
 
 class ExpressControl(enum.IntFlag):
@@ -167,3 +177,14 @@ EXTENDED_HEADER: Final = Layout(
 def bar_address(low: int, high: int = 0) -> int:
     """Return the address in a memory BAR, its flags left out; `high` is the next register where it is a wide one."""
     return low & ~0xF | (high << 32 if low & BAR_MEMORY_64 else 0)
+
+SRIOV: Final = Layout(
+    "SR-IOV extended capability", "PCIe 6.0, 9.3.3",
+    Field("header", "le32", Role.ID), Field("capabilities", "le32", Role.FLAGS), Field("control", "le16", Role.FLAGS),
+    Field("status", "le16", Role.FLAGS), Field("initial_vfs", "le16", Role.COUNT),
+    Field("total_vfs", "le16", Role.COUNT), Field("num_vfs", "le16", Role.COUNT), Field("link", "u8", Role.ID),
+    Field("reserved", "u8"), Field("first_vf_offset", "le16", Role.OFFSET), Field("vf_stride", "le16", Role.OFFSET),
+    Field("reserved2", "le16"), Field("vf_device_id", "le16", Role.ID),
+    Field("supported_page_sizes", "le32", Role.FLAGS), Field("system_page_size", "le32", Role.FLAGS),
+    *(Field(f"vf_bar{number}", "le32", Role.OFFSET) for number in range(BAR_COUNT)),
+    Field("migration_state", "le32", Role.OFFSET))
