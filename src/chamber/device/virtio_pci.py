@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.admin_queue import AdminQueue
 from chamber.device.common_config import CommonConfig
+from chamber.device.device_parts import BadPart, read_parts, write_parts
 from chamber.platform.msix import PendingBits
 from chamber.platform.pci import Bar, PciFunction, Region, Window
-from chamber.wire.errors import DmaFault
+from chamber.wire.errors import DmaFault, WireError
+from chamber.wire.function_state import FunctionState
 from chamber.wire.pci import CONFIG_SIZE, CapabilityId, Command
 from chamber.wire.virtio import DeviceType, Feature, bit
 from chamber.wire.virtio_pci import (
@@ -220,6 +222,33 @@ class VirtioPci:
     def reset_device(self) -> None:
         """Reset the virtio device as status 0 does; configuration space stays."""
         self._reset()
+
+    # What carries it from one monitor to another (`chamber.link.vfio_migration.Migratable`).
+
+    def save(self) -> bytes:
+        """Return its state, while it is halted."""
+        table = self.function.msix
+        return FunctionState(self.device.type, bytes(self.function.config), b"" if table is None else
+                             table.read(0, table.size), read_parts(self)).build()
+
+    def load(self, data: bytes) -> None:
+        """Become what another function was, while halted.
+
+        Raises:
+            WireError: the data is no state, or of another function; nothing was changed.
+
+        """
+        state = FunctionState.parse(data)
+        table = self.function.msix
+        if state.device_type != self.device.type or len(state.table) != (0 if table is None else table.size):
+            raise WireError("the state is of a function of its kind", spec="state of a function, version 1")
+        try:
+            write_parts(self, state.parts)
+        except BadPart as error:
+            raise WireError(str(error), spec="virtio 1.4, 2.14") from None
+        self.function.restore(state.config)
+        if table is not None:
+            table.write(0, state.table)
 
     # Interrupts.
 

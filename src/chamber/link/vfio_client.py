@@ -9,24 +9,34 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from chamber.link.vfio_user import VfioStream
 from chamber.wire.errors import WireError
+from chamber.wire.function_state import MOST_BYTES
 from chamber.wire.vfio_user import (
     ERROR,
     MAX_FDS,
     MAX_TRANSFER,
     REPLY,
+    Bitmap,
     Command,
+    DeviceFeature,
     DeviceInfo,
     DmaMap,
     DmaTransfer,
     DmaUnmap,
     Empty,
+    FeatureIndex,
     Header,
     IrqInfo,
     IrqSet,
+    LogRange,
+    LogReport,
+    LogStart,
+    MigrationData,
+    MigrationState,
     RegionAccess,
     RegionInfo,
     Version,
@@ -34,6 +44,7 @@ from chamber.wire.vfio_user import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Self
 
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ("ServerError", "VfioClient")
 
 _SECONDS: Final = 5.0
+_STATE: Final = struct.Struct("=II")
 P = TypeVar("P", bound="Payload")
 
 
@@ -203,6 +215,51 @@ class VfioClient:
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write a region."""
         self.ask(Command.REGION_WRITE, RegionAccess(offset, region, len(data), data), RegionAccess)
+
+    def feature(self, index: FeatureIndex, flags: int, data: bytes = b"", room: int = 64) -> bytes:
+        """Ask for a feature, change it, or ask whether it is there; return what the answer says of it."""
+        asked = DeviceFeature(index, flags, data, max(room, 8 + len(data)))
+        return self.ask(Command.DEVICE_FEATURE, asked, DeviceFeature).data
+
+    def set_state(self, state: MigrationState) -> None:
+        """Have the function go to another state of migration."""
+        self.feature(FeatureIndex.MIG_DEVICE_STATE, DeviceFeature.SET, _STATE.pack(state, 0))
+
+    def read_state(self, most: int = MAX_TRANSFER) -> bytes:
+        """Return the state of a function that is stopped, in pieces of so many bytes; leave it stopped."""
+        self.set_state(MigrationState.STOP_COPY)
+        state = b""
+        while len(state) <= MOST_BYTES:
+            piece = self.ask(Command.MIG_DATA_READ, MigrationData(most), MigrationData).data
+            state += piece
+            if len(piece) < most:
+                self.set_state(MigrationState.STOP)
+                return state
+        raise WireError(f"a state has {MOST_BYTES} bytes at most", spec="vfio-user, VFIO_USER_MIG_DATA_READ")
+
+    def write_state(self, state: bytes, most: int = MAX_TRANSFER) -> None:
+        """Have a function become what another one was; leave it stopped."""
+        self.set_state(MigrationState.RESUMING)
+        for at in range(0, len(state), most):
+            piece = state[at:at + most]
+            self.ask(Command.MIG_DATA_WRITE, MigrationData(len(piece), piece), MigrationData)
+        self.set_state(MigrationState.STOP)
+
+    def watch(self, page_size: int, ranges: Sequence[LogRange]) -> None:
+        """Have pages be watched that the function may write."""
+        self.feature(FeatureIndex.DMA_LOGGING_START, DeviceFeature.SET, LogStart(page_size, tuple(ranges)).pack())
+
+    def written(self, address: int, size: int, page_size: int) -> set[int]:
+        """Return the addresses of pages of a range that were written since the last time."""
+        asked = LogReport(address, size, page_size)
+        answer = Bitmap.unpack(self.feature(FeatureIndex.DMA_LOGGING_REPORT, DeviceFeature.GET, asked.pack(),
+                                            32 + asked.bitmap_bytes))
+        bits = int.from_bytes(answer.bits, "little")
+        return {address + page * page_size for page in range(bits.bit_length()) if bits >> page & 1}
+
+    def unwatch(self) -> None:
+        """Have none be watched."""
+        self.feature(FeatureIndex.DMA_LOGGING_STOP, DeviceFeature.SET)
 
     def reset(self) -> None:
         """Reset the function."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from chamber.link.channel import FdStream, Frame, Gone
 from chamber.link.vfio_memory import DmaTable
+from chamber.link.vfio_migration import Migratable, Migration, NotPossible
 from chamber.wire.errors import DmaFault, WireError
 from chamber.wire.vfio_user import (
     ERROR,
@@ -27,6 +28,7 @@ from chamber.wire.vfio_user import (
     MESSAGES,
     REPLY,
     Command,
+    DeviceFeature,
     DeviceInfo,
     DmaMap,
     DmaTransfer,
@@ -39,6 +41,8 @@ from chamber.wire.vfio_user import (
     IrqInfo,
     IrqSet,
     IrqSetFlag,
+    LogReport,
+    MigrationData,
     RegionAccess,
     RegionFlag,
     RegionInfo,
@@ -67,7 +71,7 @@ _REMOTE_SECONDS: Final = 5.0
 _MOST_QUEUED: Final = 1024
 _MESSAGES_PER_TURN: Final = 64
 _OWN: Final = {"max_msg_fds": MAX_FDS, "max_data_xfer_size": MAX_TRANSFER, "max_dma_maps": 65535, "pgsizes": 4096,
-               "write_multiple": True}
+               "write_multiple": True, "migration": {"pgsize": 4096, "max_bitmap_size": LogReport.MOST_PAGES // 8}}
 """What this server can do, by the names of capabilities; said of those alone that the client names."""
 
 
@@ -94,14 +98,6 @@ class ServableFunction(Protocol):
     def close(self) -> None: ...  # noqa: D102
     def pollable(self) -> dict[int, Callable[[], None]]: ...  # noqa: D102
     def log(self, line: str) -> None: ...  # noqa: D102
-
-
-class _Refused(Exception):
-    """A message that is whole and can't be done; `number` is the errno of the answer."""
-
-    def __init__(self, number: int, why: str) -> None:
-        self.number = number
-        super().__init__(why)
 
 
 class VfioStream(FdStream[Header]):
@@ -155,6 +151,7 @@ class VfioSession:
         self.messages = 0
         self.closed = False
         self.memory = DmaTable(self, observer)
+        self._migration = Migration(function, self.memory) if isinstance(function, Migratable) else None
         self._loop = loop
         self._ended = ended
         self._trace = trace
@@ -178,6 +175,9 @@ class VfioSession:
             Command.DEVICE_SET_IRQS: self._set_irqs, Command.REGION_READ: self._region_read,
             Command.REGION_WRITE: self._region_write, Command.REGION_WRITE_MULTI: self._region_write_multi,
             Command.DEVICE_RESET: self._reset}
+        if self._migration is not None:
+            self._handlers |= {Command.DEVICE_FEATURE: self._feature, Command.MIG_DATA_READ: self._read_state,
+                               Command.MIG_DATA_WRITE: self._write_state}
 
     def _later(self, delay: float, call: Callable[[], None]) -> None:
         self._loop.call_later(delay, lambda: None if self.closed else call())
@@ -224,7 +224,7 @@ class VfioSession:
             if self._trace is not None:
                 self._trace(f"{command.name} {payload}"[:200])
             if not kind.fds[0] <= len(frame.fds) <= kind.fds[1]:
-                raise _Refused(errno.EINVAL, f"{command.name} with {len(frame.fds)} descriptors")
+                raise NotPossible(errno.EINVAL, f"{command.name} with {len(frame.fds)} descriptors")
             if command is Command.VERSION:
                 answer: tuple[Payload, tuple[int, ...]] = self._agree(payload), ()
             elif self._version is None:
@@ -233,9 +233,9 @@ class VfioSession:
             else:
                 handler = self._handlers.get(command)
                 if handler is None:
-                    raise _Refused(errno.EOPNOTSUPP, f"{command.name} is not served")
+                    raise NotPossible(errno.EOPNOTSUPP, f"{command.name} is not served")
                 answer = handler(payload, frame)
-        except _Refused as refusal:
+        except NotPossible as refusal:
             self._refuse(header, refusal.number, str(refusal))
         except DmaFault as fault:
             self._refuse(header, errno.EFAULT, str(fault))
@@ -257,7 +257,7 @@ class VfioSession:
     def _agree(self, said: Any) -> Version:  # noqa: ANN401 - what VERSION carries
         assert isinstance(said, Version)
         if self._version is not None:
-            raise _Refused(errno.EINVAL, "the version was agreed upon already")
+            raise NotPossible(errno.EINVAL, "the version was agreed upon already")
         if said.major:
             raise WireError("the major version is 0", spec="vfio-user, VFIO_USER_VERSION", detail=str(said.major))
         self._transfer = min(MAX_TRANSFER, max(4096, said.number("max_data_xfer_size", MAX_TRANSFER)))
@@ -270,12 +270,12 @@ class VfioSession:
         try:
             self.memory.map(wanted, frame.take_fd())
         except WireError as error:
-            raise _Refused(errno.EEXIST, str(error)) from None
+            raise NotPossible(errno.EEXIST, str(error)) from None
         return Empty(), ()
 
     def _dma_unmap(self, wanted: DmaUnmap, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if not self.memory.unmap(wanted):
-            raise _Refused(errno.ENOENT, f"no range at {wanted.address:#x} of {wanted.size:#x} bytes")
+            raise NotPossible(errno.ENOENT, f"no range at {wanted.address:#x} of {wanted.size:#x} bytes")
         return wanted, ()
 
     def _get_info(self, _asked: DeviceInfo, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
@@ -289,13 +289,13 @@ class VfioSession:
 
     def _get_region_info(self, asked: RegionInfo, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= REGIONS:
-            raise _Refused(errno.EINVAL, f"no region {asked.index}")
+            raise NotPossible(errno.EINVAL, f"no region {asked.index}")
         size = self._size_of(asked.index)
         return RegionInfo(asked.index, RegionFlag.READ | RegionFlag.WRITE if size else 0, size, argsz=asked.argsz), ()
 
     def _get_region_io_fds(self, asked: RegionIoFds, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= REGIONS:
-            raise _Refused(errno.EINVAL, f"no region {asked.index}")
+            raise NotPossible(errno.EINVAL, f"no region {asked.index}")
         return RegionIoFds(asked.index), ()
 
     def _irq_count(self, index: int) -> int:
@@ -304,14 +304,14 @@ class VfioSession:
 
     def _get_irq_info(self, asked: IrqInfo, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= _IRQS:
-            raise _Refused(errno.EINVAL, f"no interrupts of kind {asked.index}")
+            raise NotPossible(errno.EINVAL, f"no interrupts of kind {asked.index}")
         flags = IrqFlag.EVENTFD | (IrqFlag.MASKABLE | IrqFlag.AUTOMASKED if asked.index == IrqIndex.INTX
                                    else IrqFlag.NORESIZE)
         return IrqInfo(asked.index, flags, self._irq_count(asked.index)), ()
 
     def _region(self, region: int, offset: int, count: int) -> None:
         if region >= REGIONS or not count or offset + count > self._size_of(region) or count > self._transfer:
-            raise _Refused(errno.EINVAL, f"no {count} bytes at {offset:#x} of region {region}")
+            raise NotPossible(errno.EINVAL, f"no {count} bytes at {offset:#x} of region {region}")
 
     def _region_read(self, asked: RegionAccess, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         self._region(asked.region, asked.offset, asked.count)
@@ -323,7 +323,7 @@ class VfioSession:
 
     def _region_write(self, asked: RegionAccess, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if len(asked.data) != asked.count:
-            raise _Refused(errno.EINVAL, "a write without its bytes")
+            raise NotPossible(errno.EINVAL, "a write without its bytes")
         self._write(asked.region, asked.offset, asked.data)
         return RegionAccess(asked.offset, asked.region, asked.count), ()
 
@@ -341,20 +341,40 @@ class VfioSession:
 
     def _reset(self, _asked: Empty, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         self.function.reset()
+        if self._migration is not None:
+            self._migration.close()
         return Empty(), ()
+
+    # Migration.
+
+    def _feature(self, asked: DeviceFeature, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
+        assert self._migration is not None
+        return self._migration.feature(asked), ()
+
+    def _read_state(self, asked: MigrationData, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
+        assert self._migration is not None
+        data = self._migration.read(min(asked.size, self._transfer))
+        return MigrationData(len(data), data), ()
+
+    def _write_state(self, asked: MigrationData, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
+        assert self._migration is not None
+        if len(asked.data) != asked.size:
+            raise NotPossible(errno.EINVAL, "a piece of state without its bytes")
+        self._migration.write(asked.data)
+        return MigrationData(0), ()
 
     # Interrupts.
 
     def _set_irqs(self, asked: IrqSet, frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= _IRQS or asked.start + asked.count > self._irq_count(asked.index):
-            raise _Refused(errno.EINVAL, f"no {asked.count} interrupts of kind {asked.index} from {asked.start} on")
+            raise NotPossible(errno.EINVAL, f"no {asked.count} interrupts of kind {asked.index} from {asked.start} on")
         numbers = [(asked.index, number) for number in range(asked.start, asked.start + asked.count)]
         if asked.flags & IrqSetFlag.DATA_BOOL:
             numbers = [key for key, chosen in zip(numbers, asked.bools, strict=True) if chosen]
         if asked.flags & IrqSetFlag.TRIGGER:
             self._set_triggers(asked, numbers, frame)
         elif asked.flags & IrqSetFlag.DATA_EVENTFD:
-            raise _Refused(errno.EOPNOTSUPP, "interrupts are not masked by eventfds")
+            raise NotPossible(errno.EOPNOTSUPP, "interrupts are not masked by eventfds")
         else:
             self._mask(numbers, masked=bool(asked.flags & IrqSetFlag.MASK))
         return Empty(), ()
@@ -362,7 +382,7 @@ class VfioSession:
     def _set_triggers(self, asked: IrqSet, numbers: list[tuple[int, int]], frame: Frame[Header]) -> None:
         if asked.flags & IrqSetFlag.DATA_EVENTFD:
             if frame.fds and len(frame.fds) != len(numbers):
-                raise _Refused(errno.EINVAL, f"{len(frame.fds)} eventfds for {len(numbers)} interrupts")
+                raise NotPossible(errno.EINVAL, f"{len(frame.fds)} eventfds for {len(numbers)} interrupts")
             for key in numbers:
                 self._forget_eventfd(key)
                 if (fd := frame.take_fd()) is not None:
@@ -471,6 +491,8 @@ class VfioSession:
         for fd in self.function.pollable():
             self._loop.remove_reader(fd)
         self.function.reset()
+        if self._migration is not None:
+            self._migration.close()
         for key in list(self._eventfds):
             self._forget_eventfd(key)
         for frame in self._queued:

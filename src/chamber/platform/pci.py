@@ -313,6 +313,14 @@ class PciFunction:
         self.intx(asserted=False)
         self.was_reset()
 
+    def restore(self, config: bytes) -> None:
+        """Have in configuration space what a guest wrote to another function's: nothing acts upon it but MSI-X."""
+        for at, mask in enumerate(self.mask):
+            if mask:
+                self.config[at] = self.config[at] & ~mask | config[at] & mask
+        if self.msix is not None:
+            self._msix_written(0, b"")
+
     def _control_written(self, offset: int, data: bytes) -> None:
         if int.from_bytes(data, "little") << 8 * offset & ExpressControl.FLR:
             self.reset()
