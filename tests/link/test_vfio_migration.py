@@ -137,7 +137,7 @@ def test_what_can_not_be_is_an_error_and_no_more(pair: Pair, file: File) -> None
         assert client.feature(FeatureIndex.MIGRATION, get_) == (1).to_bytes(8, "little")
         client.feature(FeatureIndex.MIG_DEVICE_STATE, probe | set_)
         assert _number(lambda: client.feature(FeatureIndex.MIGRATION, probe | set_)) == errno.ENOTTY
-        assert _number(lambda: client.feature(3, get_)) == errno.ENOTTY
+        assert _number(lambda: client.feature(FeatureIndex.DMA_LOGGING_STOP, get_)) == errno.ENOTTY
         assert _number(lambda: client.feature(FeatureIndex.MIGRATION, get_, room=8)) == errno.ENOSPC
         assert _number(lambda: client.feature(FeatureIndex.MIG_DEVICE_STATE, set_)) == errno.EINVAL
         for state in (State.ERROR, State.PRE_COPY, State.RUNNING_P2P, 77):
