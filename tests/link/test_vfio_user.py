@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from chamber.device.blk import pattern
 from chamber.device.catalogue import make_device
+from chamber.device.pmem import FileMedium, PmemDevice
 from chamber.device.rng import RngDevice
-from chamber.device.virtio_pci import REGISTER_BAR, VirtioPci
+from chamber.device.virtio_pci import REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
 from chamber.link.channel import Gone
 from chamber.link.eventloop import EventLoop
 from chamber.link.listener import VfioServer, serve_function
 from chamber.link.vfio_client import ServerError, VfioClient
+from chamber.wire.errors import WireError
 from chamber.wire.pci import HEADER, CapabilityId, Command, MsixControl
 from chamber.wire.vfio_user import (
     HEADER_SIZE,
@@ -293,3 +295,25 @@ def test_any_messages_end_in_answers_or_the_end(tmp_path: Path, messages: list[t
                 header = Header.unpack(answer[:HEADER_SIZE])
                 assert header.flags & 0xF == REPLY
                 answer = answer[HEADER_SIZE + header.size:]
+
+
+@pytest.mark.parametrize("pages", [16, 17])
+def test_memory_of_a_devices_own_is_mapped(tmp_path: Path, pages: int) -> None:
+    path = tmp_path / "medium"
+    path.write_bytes(bytes(pages * 4096))
+    function = VirtioPci(PmemDevice(FileMedium(path)))
+    with contextlib.closing(Served(tmp_path / "s", function)) as served, VfioClient(served.path) as client:
+        client.write(CONFIG, HEADER["command"].offset, bytes((Command.MEMORY, 0)))
+        info = client.region(SHARED_MEMORY_BAR)
+        assert info.flags & RegionFlag.MMAP
+        assert info.areas == (() if pages == 16 else ((0, pages * 4096),))
+        with contextlib.closing(client.map_region(SHARED_MEMORY_BAR)) as mapped:
+            assert len(mapped) == pages * 4096
+            mapped[4096:4101] = b"hello"
+            assert client.read(SHARED_MEMORY_BAR, 4096, 5) == b"hello"
+            client.write(SHARED_MEMORY_BAR, 8192, b"back")
+            assert mapped[8192:8196] == b"back"
+        assert not client.region(REGISTER_BAR).flags & RegionFlag.MMAP
+        with pytest.raises(WireError, match="comes with its file"):
+            client.map_region(REGISTER_BAR)
+    assert path.read_bytes()[4096:4101] == b"hello"

@@ -209,6 +209,11 @@ class Device(ABC):
         """Memory of the device's own that the platform shows to the guest, and at which address; None without."""
         return None
 
+    @property
+    def device_memory_file(self) -> int | None:
+        """A file whose bytes, from its beginning on, are that memory, for whoever would map it; None without."""
+        return None
+
     def queue_role(self, index: int) -> str:  # noqa: ARG002 - for overriding
         """What a queue is for, in one word, such as ``rx``; by default all of them take ``requests``."""
         return "requests"

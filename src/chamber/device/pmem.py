@@ -57,6 +57,9 @@ class FileMedium:
     Args:
         path: the file; whole pages.
 
+    Attributes:
+        fd: the file, open.
+
     Raises:
         OSError: it can't be opened or mapped.
         ValueError: it is empty or not whole pages.
@@ -64,14 +67,15 @@ class FileMedium:
     """
 
     def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
+            size = os.fstat(self.fd).st_size
             if not size or size % mmap.PAGESIZE:
                 raise ValueError(f"{path}: persistent memory is whole pages of {mmap.PAGESIZE} bytes")
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+            self._map = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self.live = memoryview(self._map)
 
     def flush(self) -> None:
@@ -82,9 +86,10 @@ class FileMedium:
         """A file does not forget what was written to it."""
 
     def close(self) -> None:
-        """Unmap the file."""
+        """Unmap the file, and close it."""
         self.live.release()
         self._map.close()
+        os.close(self.fd)
 
 
 class PmemDevice(Device):
@@ -115,6 +120,11 @@ class PmemDevice(Device):
     def device_memory(self) -> tuple[int, memoryview]:
         """Where the platform shows which memory."""
         return self.start, self.medium.live
+
+    @property
+    def device_memory_file(self) -> int | None:
+        """The file behind it."""
+        return self.medium.fd if isinstance(self.medium, FileMedium) else None
 
     def close(self) -> None:
         """Close the medium."""

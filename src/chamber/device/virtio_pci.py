@@ -161,6 +161,11 @@ class VirtioPci:
         """Bytes of each BAR, 0 where there is none."""
         return [0 if bar is None else bar.size for bar in self.function.bars]
 
+    def mappable(self, bar: int) -> tuple[int, int] | None:
+        """A file that a monitor may map in the place of a BAR's first bytes, and how many; None where there is none."""
+        memory, file = self.device.device_memory, self.device.device_memory_file
+        return None if memory is None or file is None or bar != SHARED_MEMORY_BAR else (file, len(memory[1]))
+
     @property
     def vectors(self) -> int:
         """MSI-X vectors."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -38,6 +40,7 @@ from chamber.wire.vfio_user import (
     MigrationData,
     MigrationState,
     RegionAccess,
+    RegionFlag,
     RegionInfo,
     Version,
     encode,
@@ -187,6 +190,28 @@ class VfioClient:
     def region(self, index: int) -> RegionInfo:
         """Ask for a region."""
         return self.ask(Command.DEVICE_GET_REGION_INFO, RegionInfo(index), RegionInfo)
+
+    def map_region(self, index: int) -> mmap.mmap:
+        """Map what can be mapped of a region: the first of its areas, or all of it.
+
+        Raises:
+            WireError: nothing can be, or the server says what its file does not have.
+
+        """
+        asked = self.send(Command.DEVICE_GET_REGION_INFO, RegionInfo(index).request())
+        with contextlib.closing(self.reply(asked)) as frame:
+            info = RegionInfo.unpack(frame.data)
+            fd = frame.take_fd()
+        if fd is None or not info.flags & RegionFlag.MMAP:
+            raise WireError("a region that can be mapped comes with its file", spec="vfio-user, DEVICE_GET_REGION_INFO")
+        offset, size = info.areas[0] if info.areas else (0, info.size)
+        try:
+            return mmap.mmap(fd, size, offset=info.offset + offset)
+        except (OSError, ValueError, OverflowError) as error:
+            raise WireError("a file holds the region that it stands for", spec="vfio-user, DEVICE_GET_REGION_INFO",
+                            detail=str(error)) from None
+        finally:
+            os.close(fd)
 
     def irqs(self, index: int) -> IrqInfo:
         """Ask for a kind of interrupt."""

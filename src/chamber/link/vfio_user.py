@@ -15,7 +15,7 @@ import errno
 import os
 import select
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from chamber.link.channel import FdStream, Frame, Gone
 from chamber.link.vfio_memory import DmaTable
@@ -98,6 +98,15 @@ class ServableFunction(Protocol):
     def close(self) -> None: ...  # noqa: D102
     def pollable(self) -> dict[int, Callable[[], None]]: ...  # noqa: D102
     def log(self, line: str) -> None: ...  # noqa: D102
+
+
+@runtime_checkable
+class Mappable(Protocol):
+    """A function that has memory of its own in a file."""
+
+    def mappable(self, bar: int) -> tuple[int, int] | None:
+        """The file that a client may map in the place of a BAR's first bytes, and how many."""
+        ...
 
 
 class VfioStream(FdStream[Header]):
@@ -291,7 +300,14 @@ class VfioSession:
         if asked.index >= REGIONS:
             raise NotPossible(errno.EINVAL, f"no region {asked.index}")
         size = self._size_of(asked.index)
-        return RegionInfo(asked.index, RegionFlag.READ | RegionFlag.WRITE if size else 0, size, argsz=asked.argsz), ()
+        flags = RegionFlag.READ | RegionFlag.WRITE if size else RegionFlag(0)
+        found = self.function.mappable(asked.index) if isinstance(self.function, Mappable) else None
+        if found is None:
+            return RegionInfo(asked.index, flags, size, argsz=asked.argsz), ()
+        # What lies behind the memory in its BAR is no part of the file, and stays with messages.
+        file, length = found
+        areas = ((0, length),) if length < size else ()
+        return RegionInfo(asked.index, flags | RegionFlag.MMAP, size, 0, areas, asked.argsz), (file,)
 
     def _get_region_io_fds(self, asked: RegionIoFds, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= REGIONS:
