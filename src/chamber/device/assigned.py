@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.virtio_pci import MSIX_BAR
 from chamber.platform.pci import PciFunction
-from chamber.wire.pci import BAR_COUNT, HEADER, MSIX, CapabilityId, Command
+from chamber.wire.pci import BAR_COUNT, HEADER, Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,21 +96,5 @@ class AssignedFunction:
         member.dma = old.dma
         member.device.schedule = old.device.schedule
         member.function.send, member.function.wire = old.function.send, old.function.wire
-        command = HEADER["command"].offset
-        member.write_config(command, bytes(old.function.config[command:command + 2]))
-        table, control = old.function.msix, _msix_at(old)
-        if table is not None and control is not None:
-            entries = old.read_bar(MSIX_BAR, 0, table.size)
-            member.write_bar(MSIX_BAR, 0, entries)
-            member.write_config(control, bytes(old.function.config[control:control + 2]))
-
-
-def _msix_at(function: VirtioPci) -> int | None:
-    """Where message control of MSI-X is."""
-    config = function.function.config
-    at = config[HEADER["capabilities"].offset]
-    while at:
-        if config[at] == CapabilityId.MSIX:
-            return at + MSIX["control"].offset
-        at = config[at + 1]
-    return None
+        table = old.function.msix
+        member.restore_pci(bytes(old.function.config), b"" if table is None else table.read(0, table.size))

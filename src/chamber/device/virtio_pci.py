@@ -251,9 +251,13 @@ class VirtioPci:
             write_parts(self, state.parts)
         except BadPart as error:
             raise WireError(str(error), spec="virtio 1.4, 2.14") from None
-        self.function.restore(state.config)
-        if table is not None:
-            table.write(0, state.table)
+        self.restore_pci(state.config, state.table)
+
+    def restore_pci(self, config: bytes, table: bytes) -> None:
+        """Have what a guest wrote to the configuration space and the MSI-X table of another such function."""
+        self.function.restore(config)
+        if self.function.msix is not None:
+            self.function.msix.write(0, table)
 
     # Interrupts.
 
