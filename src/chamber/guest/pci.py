@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from chamber.guest.untrusted import Checks, Untrusted
     from chamber.platform.pci_bus import PciBus
 
-__all__ = ("ALIGNED", "LEAST", "NEEDED", "Msix", "Structure", "VirtioFunction", "find_function", "is_multiplier",
-           "overlap")
+__all__ = ("ALIGNED", "LEAST", "NEEDED", "Msix", "Structure", "VirtioFunction", "bar_size", "find_function",
+           "is_multiplier", "overlap")
 
 _MOST_CAPABILITIES: Final = 48
 """As many as the space that they lie in has room for (PCIe 6.0, 7.5.3)."""
@@ -160,9 +160,7 @@ class _Finder:
                 mask |= self._read(at + 4, 4).masked(0xFFFFFFFF) << 32
             else:
                 mask |= 0xFFFFFFFF << 32
-            size = self._checks.number(-mask & (1 << 64) - 1).between(16, _MOST_BYTES, "a BAR has a size that fits",
-                                                                      _BAR_SPEC)
-            self._checks.require(not size & (size - 1), "the size of a BAR is a power of two", _BAR_SPEC)
+            size = bar_size(mask, self._checks, _BAR_SPEC)
             self._place(index, at, size, wide=wide)
             index += 1 + wide
 
@@ -231,6 +229,13 @@ class _Finder:
         size = vectors * MSIX_ENTRY.size
         self._checks.require((word & ~7) + size <= bar.length, "the MSI-X table lies in its BAR", "PCIe 6.0, 7.7.2.3")
         return Msix(Structure(bar.address + (word & ~7), size), control, vectors)
+
+
+def bar_size(mask: int, checks: Checks, spec: str) -> int:
+    """Return the size of a BAR by the address bits, of 64, that it kept when all were written."""
+    size = checks.number(-mask & (1 << 64) - 1).between(16, _MOST_BYTES, "a BAR has a size that fits", spec)
+    checks.require(not size & (size - 1), "the size of a BAR is a power of two", spec)
+    return size
 
 
 def is_multiplier(value: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from chamber.guest.driver import Refused
+from chamber.guest.pci import bar_size
 from chamber.platform.pci_bus import MEMORY
 from chamber.wire.pci import (
     BAR_COUNT,
@@ -32,7 +33,6 @@ _SPEC: Final = "PCIe 6.0, 9.3.3"
 _LIST_SPEC: Final = "PCIe 6.0, 7.6.3"
 _MOST_CAPABILITIES: Final = (CONFIG_SIZE - CONVENTIONAL_SIZE) // EXTENDED_HEADER.size
 _MOST_FUNCTIONS: Final = 255
-_MOST_BYTES: Final = 1 << 24
 _NEXT_SHIFT: Final = 4
 
 
@@ -121,9 +121,7 @@ class VirtualFunctions:
             if wide:
                 self._write(f"vf_bar{index + 1}", 0xFFFFFFFF)
                 mask = low & ~0xF | self._field(f"vf_bar{index + 1}").masked(0xFFFFFFFF) << 32
-            size = self._checks.number(-mask & (1 << 64) - 1).between(
-                16, _MOST_BYTES, "a BAR has a size that fits", _SPEC)
-            self._checks.require(not size & (size - 1), "the size of a BAR is a power of two", _SPEC)
+            size = bar_size(mask, self._checks, _SPEC)
             memory = -(-memory // size) * size
             self._checks.require(memory + count * size <= MEMORY.stop, "there is room for all BARs", _SPEC)
             self._write(name, memory)
