@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from chamber.attacks.admin import ADMINISTER
 from chamber.attacks.attack import Attack, AttackSpec
 from chamber.attacks.catalogue import catalogue
+from chamber.lab.model import ModelTarget
+from chamber.lab.observation import Scenario
 from tests.attacks.pci_victim import use_function
 from tests.attacks.victim import Victim
 
 PLAIN = [spec for spec in catalogue() if not spec.pci]
-ON_PCI = [spec for spec in catalogue() if spec.pci]
+OF_OWNERS = [spec for spec in catalogue() if ADMINISTER in spec.stimuli]
+ON_PCI = [spec for spec in catalogue() if spec.pci and spec not in OF_OWNERS]
 
 
 def _run(spec: AttackSpec, attack: Attack) -> Victim:
@@ -51,3 +55,11 @@ def test_an_attack_on_a_pci_bus_acts_ends_and_does_the_same_twice(spec: AttackSp
     assert runs[0]
     assert runs[0] == runs[1]
     assert len(runs[0]) <= Attack.LIMIT
+
+
+@pytest.mark.parametrize("spec", OF_OWNERS, ids=lambda spec: spec.name)
+def test_an_attack_by_an_owner_device_acts_and_does_the_same_twice(spec: AttackSpec) -> None:
+    runs = [ModelTarget().run(Scenario(spec.device, spec.stimuli, spec, "hardened", pci=True)) for _ in range(2)]
+    assert runs[0].strikes
+    assert runs[0].strikes == runs[1].strikes
+    assert len(runs[0].strikes) <= Attack.LIMIT

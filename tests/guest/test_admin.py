@@ -59,18 +59,20 @@ if TYPE_CHECKING:
 class Host:
     """A hypervisor: an owner device, its driver, and members that have one disk."""
 
-    def __init__(self, hooks: Hooks | None = None, members: int = 2, ring: str = "split") -> None:
+    def __init__(self, hooks: Hooks | None = None, members: int = 2, ring: str = "split", *,
+                 legacy: bool = False) -> None:
         self.disk = MemoryDisk(bytearray(1 << 20))
         devices = [BlkDevice(self.disk, hooks=hooks if not number else None) for number in range(members + 1)]
         for device in devices:
             device.offer(RINGS[ring])
         self.machine = GuestMachine(PROFILES["hardened"], seed=1)
         self.bus = PciBus(self.machine.interrupts)
-        self.group = SriovGroup(devices[0], devices[1:])
+        self.group = SriovGroup(devices[0], devices[1:], legacy=legacy)
         self.group.owner.dma = self.machine.memory.host
         devices[0].schedule = self.machine.scheduler.call_later
         self.group.plug(self.bus, 4)
-        self.driver = BlkDriver(self.machine, PciTransport(self.machine, self.bus, 4), owner=True)
+        self.driver = BlkDriver(self.machine, PciTransport(self.machine, self.bus, 4))
+        self.driver.own_others()
 
     def close(self) -> None:
         self.group.close()

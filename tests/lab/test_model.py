@@ -11,6 +11,7 @@ from chamber.assess.engine import run_plan
 from chamber.assess.plan import make_plan
 from chamber.assess.verdict import Verdict
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
+from chamber.attacks.admin import ADMINISTER
 from chamber.attacks.catalogue import catalogue, find
 from chamber.attacks.ring import Withheld
 from chamber.device.catalogue import TYPES
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
 
-COMMON = ("use", "inspect", "rebind", "rescan", "reset", "shutdown")
+COMMON = ("use", ADMINISTER, "inspect", "rebind", "rescan", "reset", "shutdown")
 STIMULI_OF = [(device, name) for device in TYPES for name in (*COMMON, *sorted(STIMULI[device].keys() - set(COMMON)))]
 
 

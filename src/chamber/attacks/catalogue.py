@@ -6,6 +6,7 @@ import difflib
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from chamber.attacks.admin import admin_attacks
 from chamber.attacks.balloon import balloon_attacks
 from chamber.attacks.blk import blk_attacks
 from chamber.attacks.config import config_attacks
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ("UnknownAttackError", "catalogue", "find")
 
 _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
+    admin_attacks,
     balloon_attacks,
     blk_attacks,
     config_attacks,

@@ -1,7 +1,7 @@
 """What an owner device does with group administration commands (virtio 1.4, 2.12).
 
 A command that breaks a rule fails with the status and qualifier that the specification has for it, and changes nothing:
-the queue goes on. Legacy commands are not offered: a device must offer all of them or none (2.12.1.2).
+the queue goes on. A device offers all legacy commands or none (2.12.1.2), and does so where its members have doorbells.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from chamber.device.device_parts import BadPart, read_parts, write_parts
+from chamber.device.legacy_interface import LegacyInterface
+from chamber.device.virtio_pci import DOORBELLS_AT, NOTIFY_MULTIPLIER
 from chamber.wire.admin import (
     CAPABILITY_HEADER,
     CREATE,
     HEADER,
+    LEGACY_ACCESS,
     MODE_STOPPED,
+    MOST_NOTIFY_INFO,
+    NOTIFY_INFO,
     OBJECT_HEADER,
     PARTS_CAPABILITY,
     PARTS_LIST_HEADER,
@@ -25,6 +30,7 @@ from chamber.wire.admin import (
     CapabilityKind,
     Group,
     MetadataType,
+    NotifyFlags,
     ObjectType,
     Opcode,
     PartsRequest,
@@ -81,14 +87,15 @@ class AdminCommands:
 
     Args:
         group: the members of the SR-IOV group, if the owner has one.
+        legacy: whether members can be reached by their legacy interface; they and the owner have doorbells then.
         limits: objects to get parts with, and to set them, that there may be.
         for_linux: Linux (7.3) asks for the commands of the SR-IOV group alone, and takes them for those of the owner
             itself as well: they are listed there, too, and not refused where they were not.
 
     """
 
-    def __init__(self, group: Members | None = None, *, limits: tuple[int, int] = (_MOST_OBJECTS, _MOST_OBJECTS),
-                 for_linux: bool = False) -> None:
+    def __init__(self, group: Members | None = None, *, legacy: bool = False,
+                 limits: tuple[int, int] = (_MOST_OBJECTS, _MOST_OBJECTS), for_linux: bool = False) -> None:
         self._group = group
         self._limits = limits
         self._for_linux = for_linux
@@ -99,6 +106,11 @@ class AdminCommands:
                           Opcode.RESOURCE_OBJ_QUERY: self._query, Opcode.RESOURCE_OBJ_DESTROY: self._destroy,
                           Opcode.DEV_PARTS_METADATA_GET: self._metadata, Opcode.DEV_PARTS_GET: self._get_parts,
                           Opcode.DEV_PARTS_SET: self._set_parts, Opcode.DEV_MODE_SET: self._set_mode}}
+        if legacy:
+            self._handlers[Group.SRIOV].update({
+                Opcode.LEGACY_COMMON_CFG_WRITE: self._write_common, Opcode.LEGACY_COMMON_CFG_READ: self._read_common,
+                Opcode.LEGACY_DEV_CFG_WRITE: self._write_device, Opcode.LEGACY_DEV_CFG_READ: self._read_device,
+                Opcode.LEGACY_NOTIFY_INFO: self._notify_info})
         for group_type, handlers in self._handlers.items():
             handlers[Opcode.LIST_QUERY] = partial(self._list, group_type)
             handlers[Opcode.LIST_USE] = partial(self._use, group_type)
@@ -217,6 +229,34 @@ class AdminCommands:
         del self._objects[self._object(member, data)[0]]
         return b""
 
+    # The legacy interface of a member.
+
+    def _write_common(self, member: int, data: bytes, _room: int) -> bytes:
+        legacy = LegacyInterface(self._member(member))
+        legacy.write(*_written(data, legacy.size))
+        return b""
+
+    def _read_common(self, member: int, data: bytes, room: int) -> bytes:
+        legacy = LegacyInterface(self._member(member))
+        return legacy.read(*_to_read(data, room, legacy.size))
+
+    def _write_device(self, member: int, data: bytes, _room: int) -> bytes:
+        device = self._member(member).device
+        device.write_config(*_written(data, len(device.config)))
+        return b""
+
+    def _read_device(self, member: int, data: bytes, room: int) -> bytes:
+        device = self._member(member).device
+        return device.read_config(*_to_read(data, room, len(device.config)))
+
+    def _notify_info(self, member: int, _data: bytes, room: int) -> bytes:
+        bar = self._member(member).register_bar
+        places = ((NotifyFlags.MEMBER, 0), (NotifyFlags.OWNER, member - 1))
+        listed = b"".join(
+            bytes(NOTIFY_INFO.pack(flags=flags, bar=bar, offset=DOORBELLS_AT + NOTIFY_MULTIPLIER * number))
+            for flags, number in places)
+        return _fitting(listed.ljust(MOST_NOTIFY_INFO * NOTIFY_INFO.size, b"\0"), room)
+
     # Device parts.
 
     def _for_parts(self, member: int, data: bytes, use: PartsUse) -> VirtioPci:
@@ -270,6 +310,22 @@ class AdminCommands:
         else:
             function.resume()
         return b""
+
+
+def _written(data: bytes, size: int) -> tuple[int, bytes]:
+    """Return where registers are written, and what, within `size` bytes of them."""
+    offset, written = (data.ljust(1, b"\0")[0], data[LEGACY_ACCESS.size:])
+    if not written or offset + len(written) > size:
+        raise _Failed(Status.EINVAL)
+    return offset, written
+
+
+def _to_read(data: bytes, room: int, size: int) -> tuple[int, int]:
+    """Return where registers are read, and how many bytes: as many as there is room for."""
+    offset = data.ljust(1, b"\0")[0]
+    if not room or offset + room > size:
+        raise _Failed(Status.EINVAL)
+    return offset, room
 
 
 def _fitting(result: bytes, room: int) -> bytes:

@@ -150,10 +150,33 @@ class CommonConfig:
         self.reset()
         self._features, self._status, self.config_vector = state.features, state.status, state.config_vector
         self._device_select, self._driver_select, self._queue_select = state.selects
-        if self._status & Status.FEATURES_OK:
+        # Whoever came by the legacy interface chose without a handshake.
+        if self._status & Status.FEATURES_OK or not self._features >> Feature.VERSION_1 & 1:
             self._device.accept_features(self._features)
         self._queues.update(enumerate(map(replace, state.queues)))
         return True
+
+    # What the legacy interface does with the same registers.
+
+    def get(self, name: str) -> int:
+        """Return a field."""
+        return COMMON.get(self._image(), name)
+
+    def put(self, name: str, value: int) -> None:
+        """Set a field that a driver may write."""
+        self._setters[name](value)
+
+    def accept_legacy(self, features: int) -> None:
+        """Take features as a legacy driver chooses them: what is not offered is not looked at (3.1.2)."""
+        self._features = features & self._device.offered_features() & _WORD
+        self._device.accept_features(self._features)
+
+    def take_back(self, index: int) -> None:
+        """Give a queue back to its driver; its vector stays (4.1.4.3.1)."""
+        queue = self._queues.get(index)
+        if queue is not None:
+            self._stop(index)
+            self._queues[index] = QueueConfig(self._device.queue_size, queue.vector)
 
     def areas(self) -> Iterator[tuple[int, int]]:
         """Address and length of what the driver handed over as rings: descriptor table, driver area, device area."""
@@ -298,11 +321,8 @@ class CommonConfig:
         return self._device.stop_queue(index)
 
     def _set_reset(self, value: int) -> None:
-        queue = self._queue()
-        if queue is not None and value == 1 and self._device.has(Feature.RING_RESET):
-            self._stop(self._queue_select)
-            # What the driver wrote about it is gone, its vector stays (4.1.4.3.1).
-            self._queues[self._queue_select] = QueueConfig(self._device.queue_size, queue.vector)
+        if value == 1 and self._device.has(Feature.RING_RESET):
+            self.take_back(self._queue_select)
 
 
 def _half(features: int, select: int) -> int:

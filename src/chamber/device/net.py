@@ -16,12 +16,13 @@ from chamber.wire.net import (
     ACK_OK,
     CONFIG,
     HDR_SIZE,
+    LEGACY_HDR_SIZE,
     MAC_SIZE,
     NetFeature,
     NetStatus,
     rx_queue,
 )
-from chamber.wire.virtio import DeviceType, bit
+from chamber.wire.virtio import DeviceType, Feature, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -201,16 +202,21 @@ class NetDevice(Device):
         if not queue.index % 2:
             raise DriverError("the control queue follows the queue pairs, and without MQ there is one pair",
                               spec="5.1.2", detail=f"queue {queue.index}")
-        size = chain.readable_size - HDR_SIZE
-        data = chain.read(0, HDR_SIZE + size) if _ETHERNET <= size <= _FRAME_LIMIT else b""
+        head = self._header_size()
+        size = chain.readable_size - head
+        data = chain.read(0, head + size) if _ETHERNET <= size <= _FRAME_LIMIT else b""
         # Given back first: the buffer is used up before an answer to it arrives.
         self.complete(queue, chain, 0)
         if not data:
             self.report(DriverError("a packet is a header and a frame", spec="5.1.6.2", detail=f"{size} bytes"))
         elif self._link_is_up:
-            frame = data[HDR_SIZE:]
+            frame = data[head:]
             self.control.steering.sent(frame, queue.index // 2)
-            self.backend.transmit(frame, PacketHeader.parse(data))
+            self.backend.transmit(frame, PacketHeader.parse(data[:head].ljust(HDR_SIZE, b"\0")))
+
+    def _header_size(self) -> int:
+        """Bytes before a frame: a legacy driver knows of `num_buffers` with MRG_RXBUF alone (5.1.6.1)."""
+        return HDR_SIZE if self.has(Feature.VERSION_1) or self.has(NetFeature.MRG_RXBUF) else LEGACY_HDR_SIZE
 
     def _command(self, queue: DeviceQueue, chain: Chain) -> None:
         data = chain.read(0, COMMAND_LIMIT + 1)
@@ -250,17 +256,18 @@ class NetDevice(Device):
     def _deliver(self, queue: DeviceQueue, chains: list[Chain], frame: bytes, header: PacketHeader) -> bool:
         """Put a frame into buffers; False if there are not enough yet, and those taken are kept for it."""
         ring = queue.ring
-        size = HDR_SIZE + len(frame)
+        head = self._header_size()
+        size = head + len(frame)
         mergeable = self.has(NetFeature.MRG_RXBUF)
         while (missing := size - sum(chain.writable_size for chain in chains)) > 0:
             if ring is None or len(chains) >= ring.size:
                 raise DriverError("a receive queue has room for a packet", spec="5.1.6.3.1", detail=f"{size} bytes")
             # Only the first buffer has to have room for the header, and all of them together for the frame.
-            chain = self.take_buffer(queue, missing if not mergeable else 1 if chains else HDR_SIZE)
+            chain = self.take_buffer(queue, missing if not mergeable else 1 if chains else head)
             if chain is None:
                 return False
             chains.append(chain)
-        data = memoryview(header._replace(num_buffers=len(chains)).build() + frame)
+        data = memoryview(header._replace(num_buffers=len(chains)).build()[:head] + frame)
         for chain in chains:
             part = bytes(data[:chain.writable_size])
             data = data[len(part):]

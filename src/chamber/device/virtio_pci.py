@@ -35,12 +35,17 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.platform.dma import Dma
 
-__all__ = ("MSIX_BAR", "NOTIFY_MULTIPLIER", "REGISTER_BAR", "SHARED_MEMORY_BAR", "VirtioPci", "identity_of")
+__all__ = ("DOORBELLS_AT", "MSIX_BAR", "NOTIFY_MULTIPLIER", "REGISTER_BAR", "SHARED_MEMORY_BAR", "VirtioPci",
+           "identity_of")
 
 _PAGE: Final = 4096
 REGISTER_BAR, MSIX_BAR, SHARED_MEMORY_BAR = 0, 1, 2
+_BESIDE_LEGACY: Final = 4
+"""Where registers are of a function that may be shown with a legacy interface, which is in BAR 0 (2.12.1.2.7)."""
 _COMMON_AT, _ISR_AT, _DEVICE_AT, _NOTIFY_AT = (number * _PAGE for number in range(4))
 _REGISTERS: Final = 4 * _PAGE
+DOORBELLS_AT: Final = _REGISTERS
+"""Where doorbells of legacy drivers are, in a function that has some: its registers are twice as large then."""
 NOTIFY_MULTIPLIER: Final = 4
 """Bytes from one queue's notification register to the next one's."""
 _MSIX_TABLE, _MSIX_PENDING, _MSIX_SIZE = 0, 2048, 4096
@@ -85,6 +90,7 @@ class VirtioPci:
         vectors: MSI-X vectors; by default one for each queue and one for changes of configuration, 0 for none.
         function: the PCI function to be, such as a virtual one; by default one of its own.
         commands: what it does with administration commands; it has a queue for them then.
+        doorbells: called with a doorbell's number and the queue that was written to it; whom they are for, it knows.
 
     Attributes:
         device: as given.
@@ -92,15 +98,18 @@ class VirtioPci:
         common: its common configuration.
         dma: guest memory.
         window_open: whether the window through configuration space leads anywhere.
+        register_bar: the BAR that has its registers.
         capabilities: where each of the capabilities is in configuration space, by type.
 
     """
 
     def __init__(self, device: Device, *, vectors: int | None = None, function: PciFunction | None = None,
-                 commands: AdminCommands | None = None) -> None:
+                 commands: AdminCommands | None = None,
+                 doorbells: Callable[[int, int], None] | None = None) -> None:
         self.device = device
         self.dma: Dma = _NoDma()
         self.window_open = True
+        self.register_bar = REGISTER_BAR if doorbells is None else _BESIDE_LEGACY
         self.capabilities: dict[CapabilityType, int] = {}
         device.offer(bit(Feature.ACCESS_PLATFORM))
         admin = None
@@ -118,11 +127,12 @@ class VirtioPci:
         notify_size = max(4, queues * NOTIFY_MULTIPLIER)
         self._add(CapabilityType.NOTIFY_CFG, _NOTIFY_AT, notify_size,
                   NOTIFY_MULTIPLIER.to_bytes(4, "little"), size=NOTIFY_CAPABILITY.size)
-        function.add_bar(REGISTER_BAR, Bar(_REGISTERS, (
+        legacy = () if doorbells is None else (Region(DOORBELLS_AT, _PAGE, _Doorbells(doorbells)),)
+        function.add_bar(self.register_bar, Bar(_REGISTERS << len(legacy), (
             Region(_COMMON_AT, self.common.size, self.common),
-            Region(_ISR_AT, 1, _Isr(self._read_isr)),
+            Region(_ISR_AT, 1, _Isr(self.take_isr)),
             Region(_DEVICE_AT, _PAGE, _DeviceConfig(device)),
-            Region(_NOTIFY_AT, notify_size, _Notify(self._notified)))))
+            Region(_NOTIFY_AT, notify_size, _Notify(self.notified)), *legacy)))
         wanted = min(_MOST_VECTORS, queues + 1) if vectors is None else vectors
         if wanted:
             table = function.add_msix(wanted, MSIX_BAR, table=_MSIX_TABLE, pending=_MSIX_PENDING)
@@ -136,8 +146,9 @@ class VirtioPci:
         device.config_interrupt = self._config_interrupt
 
     def _add(self, kind: CapabilityType, offset: int, length: int, more: bytes = b"", *,
-             size: int = CAPABILITY.size, bar: int = REGISTER_BAR, mask: bytes = b"") -> None:
-        body = CAPABILITY.pack(cap_len=size, cfg_type=kind, bar=bar, offset=offset, length=length)
+             size: int = CAPABILITY.size, bar: int | None = None, mask: bytes = b"") -> None:
+        body = CAPABILITY.pack(cap_len=size, cfg_type=kind, bar=self.register_bar if bar is None else bar,
+                               offset=offset, length=length)
         self.capabilities[kind] = self.function.add_capability(CapabilityId.VENDOR, bytes(body[2:]) + more, mask)
 
     def _add_shared_memory(self, memory: memoryview) -> None:
@@ -292,19 +303,21 @@ class VirtioPci:
         if not self._changed:
             self._raise(ISR_CONFIG, self.common.config_vector)
 
-    def _read_isr(self) -> int:
+    def take_isr(self) -> int:
+        """Return why the pin is asserted; that is the acknowledgement (4.1.4.5)."""
         cause, self._isr = self._isr, 0
         self.function.intx(asserted=False)
         return cause
 
     # Registers.
 
-    def _notified(self, index: int, data: bytes) -> None:
+    def notified(self, index: int, data: bytes = b"") -> None:
+        """The driver says that a queue has something; `data` is what it wrote where it says so (4.1.5.2)."""
         device = self.device
         # Four bytes say more than the queue with NOTIFICATION_DATA only; without it, they are padded.
         said = int.from_bytes(data, "little") if device.has(Feature.NOTIFICATION_DATA) and len(data) == 4 else None
         if self.common.notified(index, said):
-            device.schedule(0.0, lambda: self._notified(index, data[:2]))
+            device.schedule(0.0, lambda: self.notified(index, data[:2]))
 
     def _reset(self) -> None:
         self._isr = 0
@@ -369,6 +382,20 @@ class _Notify:
     def write(self, offset: int, data: bytes) -> None:
         if not offset % NOTIFY_MULTIPLIER:
             self._notified(offset // NOTIFY_MULTIPLIER, data)
+
+
+class _Doorbells:
+    """Where the number of a queue is written, as legacy drivers do (2.12.1.2)."""
+
+    def __init__(self, rung: Callable[[int, int], None]) -> None:
+        self._rung = rung
+
+    def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - nothing is to be read
+        return bytes(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        if not offset % NOTIFY_MULTIPLIER:
+            self._rung(offset // NOTIFY_MULTIPLIER, int.from_bytes(data[:2], "little"))
 
 
 class _Memory:

@@ -14,8 +14,12 @@ from chamber.wire.admin import (
     CAPABILITY_HEADER,
     CREATE,
     HEADER,
+    LEGACY_ACCESS,
+    LEGACY_OPCODES,
     MODE_STOPPED,
+    MOST_NOTIFY_INFO,
     MOST_PARTS_BYTES,
+    NOTIFY_INFO,
     OBJECT_HEADER,
     PARTS_CAPABILITY,
     PARTS_LIST_HEADER,
@@ -25,6 +29,7 @@ from chamber.wire.admin import (
     CapabilityKind,
     Group,
     MetadataType,
+    NotifyFlags,
     ObjectType,
     Opcode,
     Part,
@@ -38,6 +43,7 @@ from chamber.wire.admin import (
     parse_parts,
 )
 from chamber.wire.errors import WireError
+from chamber.wire.pci import BAR_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,13 +54,15 @@ __all__ = ("AdminClient", "CommandFailed")
 
 _SPEC: Final = "2.12.1"
 _LIST_BYTES: Final = 64
-_WORD: Final = 8
 _RETRIES: Final = 3
 _NEEDED: Final = {Group.SELF: frozenset({Opcode.LIST_QUERY, Opcode.LIST_USE, Opcode.CAP_ID_LIST_QUERY,
                                          Opcode.DEVICE_CAP_GET, Opcode.DRIVER_CAP_SET}),
                   Group.SRIOV: frozenset({Opcode.LIST_QUERY, Opcode.LIST_USE, Opcode.RESOURCE_OBJ_CREATE,
                                           Opcode.RESOURCE_OBJ_DESTROY, Opcode.DEV_PARTS_METADATA_GET,
                                           Opcode.DEV_PARTS_GET, Opcode.DEV_PARTS_SET, Opcode.DEV_MODE_SET})}
+
+_NEVER_MISSING: Final = {PartType.DRV_FEATURES, PartType.DEVICE_STATUS}
+"""A device that went on without them would be another one than its guest knows."""
 
 
 class CommandFailed(Refused):
@@ -107,8 +115,7 @@ class AdminClient:
     def _once(self, opcode: Opcode, group: Group, member: int, data: bytes, room: int) -> bytes:
         heap = self._driver.machine.heap
         head = bytes(HEADER.pack(opcode=opcode, group_type=group, group_member_id=member)) + data
-        head = head.ljust(-(-len(head) // _WORD) * _WORD, b"\0")
-        size = STATUS.size + -(-room // _WORD) * _WORD
+        size = STATUS.size + room
         command, answer = heap.alloc(len(head), "administration command"), heap.alloc(size, "its answer", zero=True)
         try:
             command.write(head)
@@ -128,7 +135,10 @@ class AdminClient:
     def use(self, group: Group) -> frozenset[Opcode]:
         """Say which commands are used for a group, of those that the device has; return them."""
         offered = parse_bits(self.command(Opcode.LIST_QUERY, group, room=_LIST_BYTES))
-        wanted = frozenset(_NEEDED[group] & offered)
+        legacy = LEGACY_OPCODES & offered
+        self._checks.require(legacy in {frozenset(), LEGACY_OPCODES}, "legacy commands are there all, or not at all",
+                             f"{_SPEC}.2")
+        wanted = frozenset(_NEEDED[group] & offered | legacy)
         self._checks.require({Opcode.LIST_QUERY, Opcode.LIST_USE} <= offered, "lists can always be asked for", _SPEC)
         self.command(Opcode.LIST_USE, group, data=build_bits(wanted))
         return frozenset(Opcode(opcode) for opcode in wanted)
@@ -155,6 +165,36 @@ class AdminClient:
     def resume(self, member: int) -> None:
         """Have a member go on."""
         self.command(Opcode.DEV_MODE_SET, Group.SRIOV, member=member, data=bytes(1))
+
+    # The legacy interface of a member (2.12.1.2).
+
+    def read_legacy(self, member: int, offset: int, size: int, *, device: bool = False) -> bytes:
+        """Read registers of its common configuration, or of the device's own."""
+        opcode = Opcode.LEGACY_DEV_CFG_READ if device else Opcode.LEGACY_COMMON_CFG_READ
+        data = self.command(opcode, Group.SRIOV, member=member, data=bytes((offset,)), room=size)
+        self._checks.require(len(data) == size, "a read of registers gives as many bytes as there is room for", _SPEC)
+        return data
+
+    def write_legacy(self, member: int, offset: int, data: bytes, *, device: bool = False) -> None:
+        """Write them."""
+        opcode = Opcode.LEGACY_DEV_CFG_WRITE if device else Opcode.LEGACY_COMMON_CFG_WRITE
+        self.command(opcode, Group.SRIOV, member=member, data=bytes(LEGACY_ACCESS.pack(offset=offset)) + data)
+
+    def legacy_doorbells(self, member: int) -> tuple[tuple[NotifyFlags, int, int], ...]:
+        """Return where queues are notified: whose BAR, its number, the offset; which is not known to be within it."""
+        size = MOST_NOTIFY_INFO * NOTIFY_INFO.size
+        data = self.command(Opcode.LEGACY_NOTIFY_INFO, Group.SRIOV, member=member, room=size).ljust(size, b"\0")
+        found = []
+        for at in range(0, size, NOTIFY_INFO.size):
+            entry = NOTIFY_INFO.unpack(data, at)
+            flags = self._checks.number(entry["flags"]).between(0, max(NotifyFlags), "a doorbell is the owner's or the "
+                                                                "member's", f"{_SPEC}.2")
+            if flags == NotifyFlags.END:
+                break
+            bar = self._checks.number(entry["bar"]).between(0, BAR_COUNT - 1, "a function has six BARs", f"{_SPEC}.2")
+            offset = self._checks.number(entry["offset"]).masked((1 << 64) - 1)
+            found.append((NotifyFlags(flags), bar, offset))
+        return tuple(found)
 
     def _create(self, member: int, number: int, use: PartsUse) -> bytes:
         head = {"type": ObjectType.DEV_PARTS, "id": number}
@@ -183,6 +223,8 @@ class AdminClient:
         order = [list(PartType).index(PartType(part.type)) for part in parts if part.type in set(PartType)]
         once = len({(part.type, part.selector) for part in parts}) == len(parts)
         self._checks.require(once and order == sorted(order), "parts stand in their order, and once", "2.12.1.5.4")
+        self._checks.require({part.type for part in parts} >= _NEVER_MISSING,
+                             "the parts that no device is without are there", "2.14.1")
         return parts
 
     def write_parts(self, member: int, parts: Sequence[Part], number: int = 0) -> None:

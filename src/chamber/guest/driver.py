@@ -56,10 +56,10 @@ class VirtioDriver(ABC):
     allowed: ClassVar[int]
     config_layout: ClassVar[Layout]
 
-    def __init__(self, machine: GuestMachine, transport: Transport, *, owner: bool = False) -> None:
+    def __init__(self, machine: GuestMachine, transport: Transport) -> None:
         self.machine = machine
         self.admin: int | None = None
-        self._more = bit(Feature.ADMIN_VQ) if owner else 0
+        self._more = 0
         self.transport = transport
         self.checks = machine.checks
         self.features = 0
@@ -68,6 +68,10 @@ class VirtioDriver(ABC):
         self.state: Object | None = None
         self._ready = False
         self._unanswered: list[Request] = []
+
+    def own_others(self) -> None:
+        """Be, from the next probe on, the driver of a device that owns others, if it has a queue for commands."""
+        self._more = bit(Feature.ADMIN_VQ)
 
     # The life of a driver.
 

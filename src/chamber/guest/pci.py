@@ -6,7 +6,7 @@ and never asked for again (virtio 1.4, 4.1.4; PCIe 6.0, 7.5 and 7.7).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from chamber.platform.pci_bus import MEMORY
@@ -82,6 +82,7 @@ class VirtioFunction:
         notify_multiplier: bytes between two queues' notification registers.
         shared_memory: shared memory regions by their id.
         msix: its MSI-X table; None without.
+        bars: its base addresses, by their number.
 
     """
 
@@ -91,6 +92,7 @@ class VirtioFunction:
     notify_multiplier: int
     shared_memory: dict[int, Structure]
     msix: Msix | None
+    bars: dict[int, Structure] = field(default_factory=dict)
 
 
 class _Finder:
@@ -140,7 +142,8 @@ class _Finder:
         taken = list(structures.values()) + ([] if msix is None else [msix.table])
         checks.require(not overlap(taken), "no structure lies in another", _CAP_SPEC)
         self._write(HEADER["command"].offset, 2, Command.MEMORY | Command.BUS_MASTER | Command.INTX_DISABLE)
-        return VirtioFunction(self._slot, device - DEVICE_ID_BASE, structures, multiplier, shared, msix)
+        return VirtioFunction(self._slot, device - DEVICE_ID_BASE, structures, multiplier, shared, msix,
+                              dict(self._bars))
 
     # Base addresses.
 

@@ -26,6 +26,8 @@ _POLLS: Final = 100
 _POLL_SECONDS: Final = 0.001
 _SPEC: Final = "4.1.4.3"
 _NOWHERE: Final = Structure(MEMORY.stop, 0)
+_DOORBELL: Final = 2
+"""Bytes that are written to one: a queue's number."""
 
 
 class PciTransport:
@@ -38,12 +40,16 @@ class PciTransport:
         bus: where the function is.
         slot: in which slot.
 
+    Attributes:
+        bus: as given.
+        slot: as given.
+
     """
 
     def __init__(self, machine: GuestMachine, bus: PciBus, slot: int = 0) -> None:
         self._machine = machine
-        self._bus = bus
-        self._slot = slot
+        self.bus = bus
+        self.slot = slot
         self._found: VirtioFunction | None = None
         self._checks = machine.checks
         self._notify_off: dict[int, int] = {}
@@ -59,7 +65,7 @@ class PciTransport:
     @property
     def _function(self) -> VirtioFunction:
         if self._found is None:
-            self._found = find_function(self._bus, self._slot, self._checks)
+            self._found = find_function(self.bus, self.slot, self._checks)
             self._enable_msix(self._found)
         return self._found
 
@@ -73,9 +79,9 @@ class PciTransport:
         if msix is None:
             return
         for vector in range(msix.vectors):
-            self._bus.write(msix.table.address + vector * MSIX_ENTRY.size,
+            self.bus.write(msix.table.address + vector * MSIX_ENTRY.size,
                             bytes(MSIX_ENTRY.pack(address=MSI_ADDRESS, data=vector)))
-        self._bus.write_config(function.slot, msix.control, MsixControl.ENABLE.to_bytes(2, "little"))
+        self.bus.write_config(function.slot, msix.control, MsixControl.ENABLE.to_bytes(2, "little"))
 
     def _settle(self) -> None:
         self._machine.scheduler.step()
@@ -85,11 +91,11 @@ class PciTransport:
 
     def _read(self, name: str) -> int:
         field = COMMON[name]
-        return int.from_bytes(self._bus.read(self._common.address + field.offset, field.size), "little")
+        return int.from_bytes(self.bus.read(self._common.address + field.offset, field.size), "little")
 
     def _write(self, name: str, value: int) -> None:
         field = COMMON[name]
-        self._bus.write(self._common.address + field.offset, value.to_bytes(field.size, "little"))
+        self.bus.write(self._common.address + field.offset, value.to_bytes(field.size, "little"))
 
     def _poll(self, name: str, wanted: int, rule: str) -> None:
         """Wait for a register, and not for ever: only the host knows when it is done, and it may never be."""
@@ -101,9 +107,9 @@ class PciTransport:
 
     def identity(self) -> Identity:
         """Who the function is: its vendor and device ids alone are read."""
-        vendor, device = (int.from_bytes(self._bus.read_config(self._slot, HEADER[name].offset, 2), "little")
+        vendor, device = (int.from_bytes(self.bus.read_config(self.slot, HEADER[name].offset, 2), "little")
                           for name in ("vendor", "device"))
-        return Identity("pci", vendor, device - DEVICE_ID_BASE, str(self._slot))
+        return Identity("pci", vendor, device - DEVICE_ID_BASE, str(self.slot))
 
     def device_type(self) -> int:
         """Virtio device id."""
@@ -155,7 +161,7 @@ class PciTransport:
         structure = self._function.structures.get(CapabilityType.DEVICE_CFG)
         self._checks.require(structure is not None and offset + size <= structure.length,
                              "configuration space has the fields of its features", "4.1.4.6")
-        data = b"\xff" * size if structure is None else self._bus.read(structure.address + offset, size)
+        data = b"\xff" * size if structure is None else self.bus.read(structure.address + offset, size)
         self._settle()
         return data
 
@@ -165,7 +171,7 @@ class PciTransport:
         self._checks.require(structure is not None and offset + len(data) <= structure.length,
                              "configuration space has the fields of its features", "4.1.4.6")
         if structure is not None:
-            self._bus.write(structure.address + offset, data)
+            self.bus.write(structure.address + offset, data)
         self._settle()
 
     # Queues.
@@ -219,8 +225,15 @@ class PciTransport:
         self._poll("queue_enable", 0, "a queue that was reset is not enabled")
         self._settle()
 
+    def ring(self, bar: int, offset: int, queue: int) -> None:
+        """Write to a doorbell that the device has named elsewhere, such as a member's."""
+        place = self._function.bars.get(bar, _NOWHERE)
+        self._checks.require(offset + _DOORBELL <= place.length, "a doorbell is within its BAR", "2.12.1.2")
+        self.bus.write(place.address + offset, queue.to_bytes(_DOORBELL, "little"))
+        self._settle()
+
     def notify(self, index: int, data: int | None = None) -> None:
         """Tell the device that a queue has something."""
         said = index.to_bytes(2, "little") if data is None else data.to_bytes(4, "little")
-        self._bus.write(self._notify_off[index], said)
+        self.bus.write(self._notify_off[index], said)
         self._settle()

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from chamber.attacks.admin import ADMINISTER
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
+from chamber.device.sriov_group import owner_of_one
 from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.bounce import PoolFull
 from chamber.guest.driver import DeviceTimeout, Refused
@@ -22,6 +24,7 @@ from chamber.guest.virtio_pci import PciTransport
 from chamber.guest.virtqueue import QueueDead, QueueFull
 from chamber.lab.model_stimuli import DRIVERS, STIMULI
 from chamber.lab.model_transport import ModelTransport
+from chamber.lab.model_use.owner import administer
 from chamber.lab.model_use.right_data import WrongData
 from chamber.lab.observation import Evidence, Harm, Observation
 from chamber.platform.heap import MemoryViolation
@@ -80,16 +83,21 @@ class ModelTarget:
         return GuestMachine(profile, seed)
 
     @contextmanager
-    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False) -> Iterator[Transport]:
-        """Join a guest to a device, for as long as the block lasts."""
+    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False,
+               owner: bool = False) -> Iterator[Transport]:
+        """Join a guest to a device, for as long as the block lasts; the device owns another one, if it is to."""
         if pci:
-            function = VirtioPci(device)
+            group = owner_of_one(device) if owner else None
+            function = VirtioPci(device) if group is None else group.owner
             function.dma = machine.memory.host
             device.schedule = machine.scheduler.call_later
             if device.device_memory is not None:
                 machine.memory.show_device_memory(*device.device_memory)
             bus = PciBus(machine.interrupts)
-            bus.plug(0, function)
+            if group is None:
+                bus.plug(0, function)
+            else:
+                group.plug(bus, 0)
             yield PciTransport(machine, bus)
         else:
             yield ModelTransport(machine, device)
@@ -183,9 +191,12 @@ class _Run:
         machine.memory.watch = None if attack is None else attack.guest_read
         seen_by_device = _Watch(machine)
         machine.memory.host.observer = seen_by_device.saw
-        with self._target.joined(machine, device, pci=scenario.pci) as transport:
+        owner = ADMINISTER in scenario.stimuli
+        with self._target.joined(machine, device, pci=scenario.pci, owner=owner) as transport:
             self._bare = transport
             driver = DRIVERS[scenario.device](machine, transport)
+            if owner:
+                driver.own_others()
             admitted = self._admitted(driver, prefix)
             served = admitted and self._step("probe", driver.probe, prefix)
             if served:
@@ -229,6 +240,9 @@ class _Run:
                 driver.transport = bare
                 return self._admitted(driver, prefix) and self._step("look again", driver.probe, prefix)
             return not self._halted
+        if name == ADMINISTER:
+            owner = self._bare
+            return isinstance(owner, PciTransport) and self._step(name, lambda: administer(driver, owner), prefix)
         if name == "reset":
             return all(self._step(f"reset queue {index}", partial(driver.reset_queue, index), prefix)
                        for index in driver.queues)

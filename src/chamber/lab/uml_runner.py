@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from chamber.attacks.admin import ADMINISTER
 from chamber.device.capture import Recorder
 from chamber.device.catalogue import make_device
 from chamber.device.pci_over_virtio import PciOverVirtio
+from chamber.device.sriov_group import owner_of_one
 from chamber.device.virtio_pci import VirtioPci
 from chamber.lab.agent_guest import GuestDied
 from chamber.lab.dma_watch import UNBOUNCED, DmaWatch
@@ -104,6 +106,7 @@ class UmlRunner:
         self._leaks = LeakWatch(b"")
         self._usual: dict[tuple[DeviceType, tuple[str, ...], str], float] = {}
         self._ring = "split"
+        self._owner = False
         self._reached: set[Place] = set()
         self._fresh: list[Place] = []
 
@@ -128,7 +131,7 @@ class UmlRunner:
 
     def _on_a_bus(self, device: Device) -> Device:
         """Put a device into a PCI function."""
-        function = VirtioPci(device)
+        function = owner_of_one(device, for_linux=True).owner if self._owner else VirtioPci(device)
         return PciOverVirtio(function, lambda dma: self._watched(function, dma), self._left)
 
     def _watched(self, function: VirtioPci, dma: Dma) -> Dma:
@@ -270,6 +273,7 @@ class UmlRunner:
         guest = self.guest()
         self._pristine = False
         self._ring = scenario.ring
+        self._owner = ADMINISTER in scenario.stimuli
         self._transcript = []
         self._started = time.monotonic()
         self._runs += 1  # what an earlier run left in memory is not this one's
@@ -301,7 +305,8 @@ class UmlRunner:
 
     def _stimulate(self, guest: AgentGuest, scenario: Scenario, observation: Observation, marker: bytes, *,
                    honest: bool) -> None:
-        stimuli = [s for s in scenario.stimuli if s != "shutdown"]
+        # Linux administers by itself, as soon as it probes an owner.
+        stimuli = [s for s in scenario.stimuli if s not in {"shutdown", ADMINISTER}]
         usual = self._usual.get((scenario.device, scenario.stimuli, scenario.ring))
         if usual is None:
             limit = self.slowness * BASELINE_SECONDS

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from chamber.platform.msix import MsixTable
 from chamber.wire.pci import (
     BAR_COUNT,
+    BAR_IO,
     BAR_MEMORY_64,
     BAR_PREFETCHABLE,
     CONFIG_SIZE,
@@ -64,17 +65,31 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A base address: `size` is a power of two of 16 bytes at least; between regions there is nothing."""
+    """A base address: `size` is a power of two of 16 bytes at least; between regions there is nothing.
+
+    Where `ports` is set, it is one of I/O ports.
+    """
 
     size: int
     regions: tuple[Region, ...]
     wide: bool = False
     prefetchable: bool = False
+    ports: bool = False
 
     @property
     def flags(self) -> int:
         """The low bits of its register."""
-        return BAR_MEMORY_64 * self.wide | BAR_PREFETCHABLE * self.prefetchable
+        return BAR_IO * self.ports | BAR_MEMORY_64 * self.wide | BAR_PREFETCHABLE * self.prefetchable
+
+    @property
+    def fixed_bits(self) -> int:
+        """How many of the low bits are flags."""
+        return 2 if self.ports else 4
+
+    @property
+    def answers_to(self) -> Command:
+        """What of the command register has it answer."""
+        return Command.IO if self.ports else Command.MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +209,8 @@ class PciFunction:
         self.bars[index] = bar
         mask = -bar.size & (1 << 64) - 1
         HEADER.put(self.config, f"bar{index}", bar.flags)
-        HEADER.put(self.mask, f"bar{index}", mask & 0xFFFFFFF0)
+        HEADER.put(self.mask, f"bar{index}", mask & 0xFFFFFFFF & -1 << bar.fixed_bits)
+        HEADER.put(self.mask, "command", HEADER.get(self.mask, "command") | bar.answers_to)
         if bar.wide:
             HEADER.put(self.mask, f"bar{index + 1}", mask >> 32)
 
@@ -250,7 +266,7 @@ class PciFunction:
         bar = self.bars[index]
         if bar is None:
             return 0
-        low = HEADER.get(self.config, f"bar{index}") & ~0xF
+        low = HEADER.get(self.config, f"bar{index}") & -1 << bar.fixed_bits
         return low | (HEADER.get(self.config, f"bar{index + 1}") << 32 if bar.wide else 0)
 
     def read_bar(self, index: int, offset: int, size: int) -> bytes:
@@ -266,7 +282,7 @@ class PciFunction:
 
     def _region(self, index: int, offset: int, size: int) -> Region | None:
         bar = self.bars[index] if index < BAR_COUNT else None
-        if bar is None or not self.command & Command.MEMORY:
+        if bar is None or not self.command & bar.answers_to:
             return None
         return next((r for r in bar.regions if r.start <= offset and offset + size <= r.start + r.size), None)
 

@@ -86,7 +86,9 @@ class PciBus:
             for index in range(BAR_COUNT):
                 bar = function.bars[index]
                 base = function.bar_base(index)
-                if bar is not None and function.command & Command.MEMORY and base <= address < base + bar.size:
+                if bar is None or bar.ports:
+                    continue
+                if function.command & Command.MEMORY and base <= address < base + bar.size:
                     return occupant, index, address - base
         return None
 

@@ -20,8 +20,12 @@ __all__ = (
     "CAPABILITY_HEADER",
     "CREATE",
     "HEADER",
+    "LEGACY_ACCESS",
+    "LEGACY_OPCODES",
     "MODE_STOPPED",
+    "MOST_NOTIFY_INFO",
     "MOST_PARTS_BYTES",
+    "NOTIFY_INFO",
     "OBJECT_HEADER",
     "PARTS_CAPABILITY",
     "PARTS_LIST_HEADER",
@@ -33,6 +37,7 @@ __all__ = (
     "CapabilityKind",
     "Group",
     "MetadataType",
+    "NotifyFlags",
     "ObjectType",
     "Opcode",
     "Part",
@@ -74,6 +79,11 @@ class Opcode(enum.IntEnum):
 
     LIST_QUERY = 0x0
     LIST_USE = 0x1
+    LEGACY_COMMON_CFG_WRITE = 0x2
+    LEGACY_COMMON_CFG_READ = 0x3
+    LEGACY_DEV_CFG_WRITE = 0x4
+    LEGACY_DEV_CFG_READ = 0x5
+    LEGACY_NOTIFY_INFO = 0x6
     CAP_ID_LIST_QUERY = 0x7
     DEVICE_CAP_GET = 0x8
     DRIVER_CAP_SET = 0x9
@@ -127,6 +137,30 @@ def parse_bits(data: bytes) -> frozenset[int]:
     bits = int.from_bytes(data[:_MOST_BITS // 8], "little")
     return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
 
+
+# Access to the legacy interface of a member (2.12.1.2).
+
+LEGACY_OPCODES: Final = frozenset({Opcode.LEGACY_COMMON_CFG_WRITE, Opcode.LEGACY_COMMON_CFG_READ,
+                                   Opcode.LEGACY_DEV_CFG_WRITE, Opcode.LEGACY_DEV_CFG_READ, Opcode.LEGACY_NOTIFY_INFO})
+"""A device has all of them or none."""
+LEGACY_ACCESS: Final = Layout("virtio_admin_cmd_legacy_wr_data", f"{_SPEC}.1.2", Field("offset", "u8", Role.OFFSET),
+                              Field("reserved", "bytes:7", Role.BYTES))
+"""What registers stand behind that are written; to read, the first byte is enough."""
+MOST_NOTIFY_INFO: Final = 4
+
+
+class NotifyFlags(enum.IntEnum):
+    """Whose BAR a doorbell is in."""
+
+    END = 0
+    OWNER = 1
+    MEMBER = 2
+
+
+NOTIFY_INFO: Final = Layout(
+    "virtio_pci_legacy_notify_info", f"{_SPEC}.1.2", Field("flags", "u8", Role.ENUM, None, tuple(NotifyFlags)),
+    Field("bar", "u8", Role.INDEX, None, range(6)), Field("padding", "bytes:6", Role.BYTES),
+    Field("offset", "le64", Role.OFFSET))
 
 # Capabilities (2.12.1.3) and resource objects (2.12.1.4).
 

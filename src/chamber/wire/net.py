@@ -22,6 +22,7 @@ __all__ = (
     "HDR_HASH",
     "HDR_SIZE",
     "HDR_STRUCT",
+    "LEGACY_HDR_SIZE",
     "MAC_SIZE",
     "RSS",
     "AnnounceCommand",
@@ -140,6 +141,8 @@ _HDR_FIELDS: Final = (
 HDR: Final = Layout("virtio_net_hdr", "virtio 1.3, 5.1.6", *_HDR_FIELDS)
 """What precedes every packet on receive and transmit queues under VERSION_1."""
 HDR_SIZE: Final = HDR.size
+LEGACY_HDR_SIZE: Final = HDR["num_buffers"].offset
+"""Without VERSION_1 and MRG_RXBUF."""
 HDR_STRUCT: Final = struct.Struct("<BBHHHHH")
 """The same as `HDR`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers."""
 HDR_HASH: Final = Layout(

@@ -13,6 +13,8 @@ __all__ = (
     "DEVICE_ID_BASE",
     "ISR_CONFIG",
     "ISR_QUEUE",
+    "LEGACY",
+    "LEGACY_PAGE",
     "NOTIFY_CAPABILITY",
     "NO_VECTOR",
     "PCI_CFG_CAPABILITY",
@@ -30,6 +32,10 @@ NO_VECTOR: Final = 0xFFFF
 """VIRTIO_MSI_NO_VECTOR (4.1.4.3)."""
 ISR_QUEUE: Final = 1
 ISR_CONFIG: Final = 2
+
+
+LEGACY_PAGE: Final = 4096
+"""A legacy queue begins at a multiple of it, and its device area at another (2.7.2, 4.1.5.1.3.1)."""
 
 
 class CapabilityType(enum.IntEnum):
@@ -88,3 +94,18 @@ COMMON: Final = Layout(
     Field("admin_queue_index", "le16", Role.INDEX),
     Field("admin_queue_num", "le16", Role.COUNT),
 )
+
+LEGACY: Final = Layout(
+    "legacy common configuration", "virtio 1.4, 4.1.4.10",
+    Field("device_features", "le32", Role.FLAGS),
+    Field("driver_features", "le32", Role.FLAGS),
+    Field("queue_address", "le32", Role.OFFSET),
+    Field("queue_size", "le16", Role.SIZE),
+    Field("queue_select", "le16", Role.INDEX),
+    Field("queue_notify", "le16", Role.INDEX),
+    Field("device_status", "u8", Role.FLAGS),
+    Field("isr_status", "u8", Role.FLAGS),
+    Field("config_msix_vector", "le16", Role.INDEX),
+    Field("queue_msix_vector", "le16", Role.INDEX),
+)
+"""The last two are there while MSI-X is enabled; what is the device type's own follows."""
