@@ -54,6 +54,7 @@ class QemuGuest(AgentGuest):
         provide: gives the device for a slot when the guest is to find one there.
         accelerator: ``kvm`` or ``tcg``, as `chamber.lab.qemu.install.find_accelerator` found it.
         more: further arguments of QEMU's.
+        programs: programs of this machine that the guest is to have besides BusyBox.
         wrap: puts something between each device and guest memory, if given.
         left: called with guest memory when the guest has let go of a device, if given.
         observer: sees all that devices read from buffers, if given.
@@ -62,13 +63,14 @@ class QemuGuest(AgentGuest):
 
     def __init__(self, program: QemuProgram, kernel: QemuKernel, loop: EventLoop, kinds: Iterable[DeviceType],
                  provide: Callable[[DeviceType], Device], *, options: tuple[str, ...] = (),
-                 accelerator: str = "tcg", more: Sequence[str] = (),
+                 accelerator: str = "tcg", more: Sequence[str] = (), programs: Sequence[Path] = (),
                  wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
                  left: Callable[[Dma], None] = lambda _dma: None,
                  observer: Callable[[bytes], None] | None = None) -> None:
         super().__init__(loop)
         self._accelerator = accelerator
         self._more = tuple(more)
+        self._programs = tuple(programs)
         self.kernel = kernel
         self._program = program
         self._provide = provide
@@ -98,7 +100,7 @@ class QemuGuest(AgentGuest):
         stack.callback(self._agent.close)
         archive = self.folder / "initramfs"
         write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
-            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)))
+            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)), self._programs)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
         os.set_blocking(console_out, False)

@@ -63,7 +63,8 @@ def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
         yield from (Path(found[1]) for line in said.splitlines() if (found := _LIBRARY.search(line)))
 
 
-def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments: Iterable[str]) -> None:
+def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments: Iterable[str],
+                    programs: Iterable[Path] = ()) -> None:
     """Write the archive.
 
     Args:
@@ -71,6 +72,7 @@ def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments:
         modules: kernel modules, in the order in which they are to be loaded.
         shell: BusyBox, which becomes the guest's shell, and all the programs that it has.
         arguments: words for the agent besides the list of modules.
+        programs: further programs of this machine, which come with their libraries.
 
     Raises:
         TargetError: the interpreter can't be looked at.
@@ -78,8 +80,9 @@ def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments:
     """
     source = Path(chamber.__file__).resolve().parent.parent
     python = os.path.realpath(sys.executable)
+    programs = tuple(programs)
     files = {str(file): (file.read_bytes(), file.stat().st_mode & 0o777, int(file.stat().st_mtime))
-             for file in dict.fromkeys(_needed())}
+             for file in dict.fromkeys((*_needed(), *programs, *_libraries(programs)))}
     names = []
     for module in modules:
         names.append(f"/modules/{module.name}")

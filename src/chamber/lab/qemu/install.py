@@ -41,6 +41,8 @@ _BESIDE: Final = {
     DeviceType.INPUT: ("evdev",), DeviceType.VSOCK: ("vsock_loopback",), DeviceType.SCSI: ("sd_mod",),
     DeviceType.TRANSPORT_9P: ("9p",), DeviceType.CRYPTO: ("algif_skcipher",), DeviceType.SND: ("snd_pcm",)}
 """What a type's stimuli need beside its driver."""
+_FILE_SYSTEM: Final = ("ext4", "crc32c_generic")
+"""For whoever puts files on a disk; the second one the first asks for when it mounts."""
 _OPTIONS: Final = ("swiotlb=force", "slub_debug=FZPU", "cryptomgr.notests=1")
 """All DMA bounced, and checks of slab objects, as a stock kernel has no KASAN. The crypto driver's results are wrong
 with bounce buffers, however honest its device is; a kernel that tests them would use it for nothing."""
@@ -193,7 +195,8 @@ def install_kernel(tell: Callable[[str], None] = lambda _line: None, package: st
         release = image.removeprefix("linux-image-")
         target = _folder("kernels", release)
         with locked(target):
-            if not target.exists():
+            if not _is_whole(target):
+                shutil.rmtree(target, ignore_errors=True)
                 tell(f"fetching {image}")
                 part = target.with_name(f".{release}.part")
                 shutil.rmtree(part, ignore_errors=True)
@@ -203,6 +206,14 @@ def install_kernel(tell: Callable[[str], None] = lambda _line: None, package: st
                 _pick(part, release)
                 part.rename(target)
     return _read(target)
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a kernel is there with all that is kept of one now."""
+    if not (target / "order").exists():
+        return False
+    kernel = _read(target)
+    return kernel.built_in | {_name(module) for module in kernel.modules} >= set(_FILE_SYSTEM)
 
 
 def _pick(part: Path, release: str) -> None:
@@ -219,6 +230,8 @@ def _pick(part: Path, release: str) -> None:
     for kind, driver in _DRIVERS.items():
         for name in (driver, *_BESIDE.get(kind, ())):
             _need(name, files, part / "modules", order)
+    for name in _FILE_SYSTEM:
+        _need(name, files, part / "modules", order)
     (part / "order").write_text("".join(f"{name}\n" for name in order), encoding="ascii")
     shutil.rmtree(everything)
 
