@@ -10,8 +10,8 @@ import pytest
 from chamber.assess.engine import run_plan
 from chamber.assess.plan import make_plan
 from chamber.assess.verdict import Verdict
-from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.admin import ADMINISTER
+from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import catalogue, find
 from chamber.attacks.ring import Withheld
 from chamber.device.catalogue import TYPES

@@ -163,8 +163,8 @@ def test_transfers_through_a_tap_device(tmp_path: Path) -> None:
         _on_host(*inside, "ip", "link", "set", TAP, "up")
         _run(guest, "ip address add 10.98.0.2/24 dev eth0 && ip link set eth0 up")
         assert " 0% packet loss" in _run(guest, "ping -c 3 -s 1400 10.98.0.1")
-        with subprocess.Popen((*inside, sys.executable, "-m", "http.server", "-b", "10.98.0.1", "-d", str(served), "8000"),
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as web:
+        with subprocess.Popen((*inside, sys.executable, "-m", "http.server", "-b", "10.98.0.1", "-d", str(served),
+                               "8000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as web:
             try:
                 _run(guest, "for i in $(seq 30); do wget -q -O /tmp/got http://10.98.0.1:8000/content && exit; "
                      "sleep 0.2; done; exit 1")
@@ -173,7 +173,7 @@ def test_transfers_through_a_tap_device(tmp_path: Path) -> None:
         assert _run(guest, "sha256sum </tmp/got").split()[0] == hashlib.sha256(content).hexdigest()
         # And the other way: the guest serves what it has got.
         _run(guest, "mkdir /tmp/web && mv /tmp/got /tmp/web && httpd -p 10.98.0.2:80 -h /tmp/web")
-        back = subprocess.run((*inside, sys.executable, "-c", "import sys, urllib.request as u; sys.stdout.buffer.write("
-                               "u.urlopen('http://10.98.0.2/got', timeout=60).read())"),
-                              capture_output=True, timeout=90, check=True).stdout
+        fetch = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=60).read())"
+        back = subprocess.run((*inside, sys.executable, "-c", fetch, "http://10.98.0.2/got"), capture_output=True,
+                              timeout=90, check=True).stdout
         assert back == content

@@ -100,7 +100,8 @@ class QemuGuest(AgentGuest):
         stack.callback(self._agent.close)
         archive = self.folder / "initramfs"
         write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
-            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)), self._programs)
+            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)),
+            self._programs)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
         os.set_blocking(console_out, False)
