@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chamber.device.catalogue import make_device
+from chamber.device.catalogue import TYPES, make_device
 from chamber.device.virtio_pci import REGISTER_BAR
-from chamber.guest.policy_file import parse_policy
+from chamber.guest.policy_file import SHIPPED, load_policy, parse_policy
 from chamber.lab.linux_filter.emit import KernelFacts, write_filter
 from chamber.lab.observation import TargetError
 from chamber.lab.qemu.guest import QemuGuest
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 _POLICY = 'schema = "chamber-policy/1"\nname = "test"\n[[device]]\ntype = "blk"\nmost = 1\n'
-_KINDS = (DeviceType.BLOCK, DeviceType.RNG)
+_TOUCHED = {(REGISTER_BAR, COMMON["device_status"].offset)}
+"""The PCI core binds virtio_pci to a function that appears, which resets it; then the filter takes it away."""
 
 
 class Filtered:
@@ -35,10 +36,10 @@ class Filtered:
     def __init__(self, folder: Path) -> None:
         program, kernel = find_qemu(), find_qemu_kernel(None)
         self._loop = EventLoop()
-        self._guest = QemuGuest(program, kernel, self._loop, _KINDS, make_device, options=kernel.options,
+        self._guest = QemuGuest(program, kernel, self._loop, TYPES, make_device, options=kernel.options,
                                 accelerator=find_accelerator(program, kernel))
         self._slots = {kind: (address, slot) for address, (kind, slot) in self._guest._slots.items()}
-        self.accesses: dict[DeviceType, set[tuple[int, int]]] = {kind: set() for kind in _KINDS}
+        self.accesses: dict[DeviceType, set[tuple[int, int]]] = {kind: set() for kind in TYPES}
         self._folder = folder
 
     def close(self) -> None:
@@ -90,8 +91,7 @@ def filtered(tmp_path: Path) -> Iterator[Filtered]:
 def test_a_forbidden_function_stays_unprobed_and_a_disk_works(filtered: Filtered) -> None:
     filtered.start(_POLICY)
     assert "is not admitted" in filtered.plug(DeviceType.RNG)
-    # The PCI core binds virtio_pci to a function that appears, which resets it; then the filter takes it away.
-    assert filtered.accesses[DeviceType.RNG] <= {(REGISTER_BAR, COMMON["device_status"].offset)}
+    assert filtered.accesses[DeviceType.RNG] <= _TOUCHED
     assert filtered.drivers() == "[0]"
     # BusyBox finds no modules where the filter would load the driver's; this guest has loaded all of them itself.
     said = filtered.plug(DeviceType.BLOCK)
@@ -100,7 +100,7 @@ def test_a_forbidden_function_stays_unprobed_and_a_disk_works(filtered: Filtered
     assert filtered.drivers() == "0x0002\n[0]"
     assert filtered.sh("mknod /tmp/disk b $(tr : ' ' </sys/block/vda/dev); head -c 512 /tmp/disk | wc -c") == "512\n[0]"
     assert filtered.sh("/filter/chamber-filter check") == "[0]"
-    assert filtered.accesses[DeviceType.RNG] <= {(REGISTER_BAR, COMMON["device_status"].offset)}
+    assert filtered.accesses[DeviceType.RNG] <= _TOUCHED
     # What is forced past the filter is found.
     said = filtered.sh("for f in /sys/bus/pci/devices/*; do echo >$f/driver_override; "
                        "echo ${f##*/} >/sys/bus/pci/drivers_probe; done 2>/dev/null; "
@@ -116,3 +116,20 @@ def test_a_feature_that_must_not_be_costs_the_driver_or_is_not_there(filtered: F
     assert "feature 9 was negotiated, and must not be" in said
     assert "its driver is taken away" in said
     assert filtered.drivers() == "[0]"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_policy_leaves_what_it_has_rules_for(filtered: Filtered, name: str) -> None:
+    filtered.start(SHIPPED[name])
+    ruled = {rule.type for rule in load_policy(name).rules}
+    for kind in TYPES:
+        said = filtered.plug(kind)
+        assert ("is not admitted" in said) == (kind not in ruled), said
+        if kind not in ruled:
+            assert filtered.accesses[kind] <= _TOUCHED
+        elif "its driver is taken away" in said:
+            # A feature of this device must not be, and this kernel can't be told so beforehand.
+            assert "was negotiated" in said
+        else:
+            assert f"0x{kind:04x}\n" in filtered.drivers()
+    assert filtered.sh("/filter/chamber-filter check") == "[0]"
