@@ -44,6 +44,8 @@ _PCI = Path("/sys/bus/pci/devices")
 _PCI_RESCAN = Path("/sys/bus/pci/rescan")
 _VIRTIO = Path("/sys/bus/virtio/devices")
 _SLABS = Path("/sys/kernel/slab")
+_BEFORE_CHECKS = "kmem_cache_node"
+"""Its first objects are older than its checks: Linux 7.3 finds a wrong free pointer in a guest that did nothing."""
 _PLANTED_PIPES = 8
 _PLANTED_SIZES = (32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 """What caches for objects of drivers hold."""
@@ -295,6 +297,8 @@ def check_slabs() -> int:
     count = 0
     if _SLABS.is_dir():
         for cache in _SLABS.iterdir():
+            if cache.name == _BEFORE_CHECKS:
+                continue
             try:
                 write(cache / "validate", "1")
                 count += 1
