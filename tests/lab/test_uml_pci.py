@@ -44,6 +44,7 @@ def test_an_honest_device_is_served_and_nothing_outside_of_the_pool_is_lent(targ
     assert observation.failure == ""
     assert observation.evidence == []
     assert observation.served
+    assert any("; 0 descriptors led to where nothing was mapped" in line for line in observation.transcript)
 
 
 @pytest.mark.kernel
@@ -79,13 +80,16 @@ _LENDS = "{ struct scatterlist more, *sgs[2] = { &more, &sg }; \
 sg_init_one(&more, (void *)__get_free_page(GFP_KERNEL), PAGE_SIZE); \
 virtqueue_add_sgs(vi->vq, sgs, 1, 1, vi->data, GFP_KERNEL); }"
 _PLANTED = Substitution("planted-leak", ((
-    "drivers/char/hw_random/virtio-rng.c", r"virtqueue_add_inbuf\(vi->vq, &sg, 1, vi->data, GFP_KERNEL\);", _LENDS),))
-"""Each request for randomness lends a page that nobody has cleared, for the device to read."""
+    "drivers/char/hw_random/virtio-rng.c", r"virtqueue_add_inbuf\(vi->vq, &sg, 1, vi->data, GFP_KERNEL\);", _LENDS), (
+    "kernel/dma/swiotlb.c", r"memcpy\(phys_to_virt\(orig_addr\), vaddr, size\);",
+    "memcpy(phys_to_virt(orig_addr), vaddr, size + (size < IO_TLB_SIZE ? 16 : 0));")))
+"""Each request for randomness lends a page that nobody has cleared, for the device to read; and 16 bytes more than were
+mapped are copied back."""
 
 
 @pytest.mark.kernel
 @pytest.mark.timeout(1500)
-def test_a_driver_that_lends_what_it_never_wrote_is_found_by_what_lies_in_the_pool() -> None:
+def test_a_driver_that_lends_what_it_never_wrote_and_a_pool_that_gives_back_too_much_are_found() -> None:
     planted = build_kernel(find_source(SERIES), KernelOptions(), [_PLANTED])
     try:
         with closing(UmlPciTarget(planted.binary)) as leaking:
@@ -94,6 +98,8 @@ def test_a_driver_that_lends_what_it_never_wrote_is_found_by_what_lies_in_the_po
         remove_built(planted)
     assert observation.failure == ""
     assert any(e.harm is Harm.LEAK and e.signature == "planted secret in the bounce pool in bytes lent to be read"
+               for e in observation.evidence), observation.transcript
+    assert any(e.harm is Harm.MEMORY and e.signature == "bytes beyond a mapping came back from the bounce pool"
                for e in observation.evidence), observation.transcript
 
 

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.observation import Evidence, Harm
+from chamber.lab.slot_table import SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
     from chamber.device.chain import Chain
     from chamber.platform.dma import Dma
 
-__all__ = ("SLOT", "PoolWatch")
+__all__ = ("PoolWatch",)
 
-SLOT: Final = 2048
-"""Bytes of a slot (IO_TLB_SIZE)."""
 _UNLENT, _READABLE, _WRITABLE = range(3)
 _CONTEXT: Final = 16
 

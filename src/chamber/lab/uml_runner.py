@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import time
@@ -23,6 +24,7 @@ from chamber.lab.leaks import LeakWatch
 from chamber.lab.linux_oracle import judge_console
 from chamber.lab.observation import Evidence, Harm, Observation, TargetError
 from chamber.lab.pool_watch import PoolWatch
+from chamber.lab.slot_table import find_table
 from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import UmlKernel
 from chamber.link.eventloop import EventLoop
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
     from chamber.device.capture import CaptureFile
+    from chamber.device.chain import Chain
     from chamber.lab.agent_guest import AgentGuest
     from chamber.lab.kernel.places import Place
     from chamber.lab.observation import Scenario
     from chamber.lab.qemu.install import QemuKernel
+    from chamber.lab.slot_table import SlotTable
     from chamber.platform.dma import Dma
     from chamber.wire.virtio import DeviceType
 
@@ -92,6 +96,7 @@ class UmlRunner:
         self._pci = pci
         self._pool: range | None = None
         self._pool_watch: PoolWatch | None = None
+        self._slots: SlotTable | None = None
         self._runs = 0
         self._dma_evidence: list[Evidence] = []
         self._loop = EventLoop(spin=_SPIN_SECONDS)
@@ -139,16 +144,26 @@ class UmlRunner:
         assert self._pool is not None
         assert self._pool_watch is not None
         for queue in function.device.queues:
-            queue.lent = self._pool_watch.lent
+            queue.lent = partial(self._lent, dma)
         if function.device.type in UNBOUNCED:
             return dma
         return DmaWatch(dma, self._pool, function.ring_areas, self._dma_evidence.append)
 
+    def _lent(self, dma: Dma, chain: Chain) -> None:
+        """Take note of a chain that the guest lends."""
+        assert self._pool_watch is not None
+        self._pool_watch.lent(chain)
+        if self._slots is not None:
+            with suppress(DmaFault):
+                self._slots.lent(chain, dma, self._dma_evidence.append)
+
     def _left(self, dma: Dma) -> None:
         """Look through the pool when the guest has let go of a function."""
-        if self._pool_watch is not None:
-            with suppress(DmaFault):  # a guest that ends takes its memory with it
+        with suppress(DmaFault):  # a guest that ends takes its memory with it
+            if self._pool_watch is not None:
                 self._pool_watch.scan(dma, self._dma_evidence.append, self._note)
+            if self._slots is not None:
+                self._slots.finish(dma, self._dma_evidence.append, self._note)
 
     def _note(self, line: str) -> None:
         if len(self._transcript) < _TRANSCRIPT_LIMIT:
@@ -195,6 +210,7 @@ class UmlRunner:
             if self._pci:
                 self._pool = self._find_pool(self._guest)
                 self._pool_watch = PoolWatch(self._pool)
+                self._slots = find_table(self._guest.pid, self.kernel.path, self._pool)
             self._guest.asked = self._asked
             self._waking = False
             self.boots += 1
@@ -281,6 +297,8 @@ class UmlRunner:
         self._leaks = LeakWatch(marker)
         if self._pool_watch is not None:
             self._pool_watch.begin(marker)
+        if self._slots is not None:
+            self._slots.begin(hashlib.sha256(marker).digest())
         observation = Observation(transcript=self._transcript)
         if scenario.attack is not None and (scenario.device, scenario.stimuli, scenario.ring) not in self._usual:
             before = Observation()
