@@ -1,9 +1,9 @@
 """Linux's own table of its bounce pool, read from outside: which slots are mapped, to what, and how far (swiotlb.c).
 
 A descriptor says what the guest lends; the table says what it has mapped. Where they differ, one of two things is
-seen that neither device nor driver knows: a slot that is lent while nothing is mapped there, and bytes beyond the end of
-a mapping that come back into the guest's memory with it. For that, the end of a mapping's last slot, which
-belongs to no mapping, is filled with bytes that are nowhere else.
+seen that neither device nor driver knows: a slot that is lent while nothing is mapped there, and bytes beyond the end
+of a mapping that come back into the guest's memory with it. For that, the end of a mapping's last slot, which belongs
+to no mapping, is filled with bytes that are nowhere else.
 """
 
 from __future__ import annotations
