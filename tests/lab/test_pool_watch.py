@@ -7,7 +7,8 @@ import pytest
 from chamber.device.chain import Chain
 from chamber.device.queue import DeviceQueue
 from chamber.lab.observation import Evidence, Harm
-from chamber.lab.pool_watch import SLOT, PoolWatch
+from chamber.lab.pool_watch import PoolWatch
+from chamber.lab.slot_table import SLOT
 from chamber.wire.split import DESC_F_WRITE
 from tests.device.driver import BASE, Memory, Queue
 
