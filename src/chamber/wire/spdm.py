@@ -1,4 +1,4 @@
-"""SPDM messages as far as they set a session up, and how long they are (DMTF DSP0274 1.1 to 1.4).
+"""SPDM's codes, and how long its messages are (DMTF DSP0274 1.1 to 1.4).
 
 A mailbox for data objects tells lengths in double words. What fills one up is no part of a message, and must enter no
 transcript: the length of a message is read from the message itself.
@@ -12,7 +12,8 @@ from typing import Final
 
 from chamber.wire.errors import WireError
 
-__all__ = ("Agreed", "Portion", "SpdmCode", "certificate_portion", "message_size", "signature_place")
+__all__ = ("CONTEXT_SIZE", "NONCE_SIZE", "Agreed", "ErrorCode", "Portion", "Reader", "SpdmCode", "certificate_portion",
+           "head", "message_size", "signature_place")
 
 _SPEC: Final = "DSP0274"
 _HEAD: Final = 4
@@ -28,19 +29,66 @@ class SpdmCode(enum.IntEnum):
 
     DIGESTS = 0x01
     CERTIFICATE = 0x02
+    CHALLENGE_AUTH = 0x03
     VERSION = 0x04
+    MEASUREMENTS = 0x60
     CAPABILITIES = 0x61
     ALGORITHMS = 0x63
     KEY_EXCHANGE_RSP = 0x64
     FINISH_RSP = 0x65
+    PSK_EXCHANGE_RSP = 0x66
+    PSK_FINISH_RSP = 0x67
+    HEARTBEAT_ACK = 0x68
+    KEY_UPDATE_ACK = 0x69
+    END_SESSION_ACK = 0x6C
+    VENDOR_DEFINED_RESPONSE = 0x7E
     ERROR = 0x7F
     GET_DIGESTS = 0x81
     GET_CERTIFICATE = 0x82
+    CHALLENGE = 0x83
     GET_VERSION = 0x84
+    GET_MEASUREMENTS = 0xE0
     GET_CAPABILITIES = 0xE1
     NEGOTIATE_ALGORITHMS = 0xE3
     KEY_EXCHANGE = 0xE4
     FINISH = 0xE5
+    PSK_EXCHANGE = 0xE6
+    PSK_FINISH = 0xE7
+    HEARTBEAT = 0xE8
+    KEY_UPDATE = 0xE9
+    END_SESSION = 0xEC
+    VENDOR_DEFINED_REQUEST = 0xFE
+
+
+class ErrorCode(enum.IntEnum):
+    """First parameter of ERROR."""
+
+    INVALID_REQUEST = 0x01
+    BUSY = 0x03
+    UNEXPECTED_REQUEST = 0x04
+    UNSPECIFIED = 0x05
+    DECRYPT_ERROR = 0x06
+    UNSUPPORTED_REQUEST = 0x07
+    SESSION_LIMIT_EXCEEDED = 0x0A
+    SESSION_REQUIRED = 0x0B
+    RESPONSE_TOO_LARGE = 0x0D
+    REQUEST_TOO_LARGE = 0x0E
+    VERSION_MISMATCH = 0x41
+    REQUEST_RESYNCH = 0x43
+
+
+_PLAIN: Final = frozenset({
+    SpdmCode.GET_VERSION, SpdmCode.GET_DIGESTS, SpdmCode.HEARTBEAT, SpdmCode.HEARTBEAT_ACK, SpdmCode.KEY_UPDATE,
+    SpdmCode.KEY_UPDATE_ACK, SpdmCode.END_SESSION, SpdmCode.END_SESSION_ACK})
+"""Messages that are a head and nothing else."""
+CONTEXT_SIZE: Final = 8
+"""Bytes that a requester adds of its own to some requests, for the answer to repeat (from 1.3 on)."""
+NONCE_SIZE: Final = 32
+
+
+def head(version: int, code: SpdmCode, first: int = 0, second: int = 0) -> bytes:
+    """Return the four bytes that a message begins with."""
+    return bytes((version, code, first, second))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +119,24 @@ class Portion:
     remainder: int
 
 
-class _Reader:
-    """Walks through a message, and never beyond it."""
+class Reader:
+    """Walks through a message, and never beyond it.
 
-    def __init__(self, data: bytes) -> None:
+    Args:
+        data: the message.
+        code: what it has to be, if that matters.
+
+    Raises:
+        WireError: it is another message, or ends in its head.
+
+    """
+
+    def __init__(self, data: bytes, code: SpdmCode | None = None) -> None:
         self.data = data
         self.at = 0
+        self.skip(_HEAD, "the head")
+        if code is not None and data[1] != code:
+            raise WireError(f"this is {code.name}", spec=_SPEC, detail=data[:_HEAD].hex())
 
     def skip(self, size: int, what: str) -> int:
         """Go over a field; return where it begins."""
@@ -91,6 +151,15 @@ class _Reader:
         begin = self.skip(size, what)
         return int.from_bytes(self.data[begin:self.at], "little")
 
+    def take(self, size: int, what: str) -> bytes:
+        """Read bytes."""
+        begin = self.skip(size, what)
+        return self.data[begin:self.at]
+
+    def counted(self, what: str, width: int = 2) -> bytes:
+        """Read bytes behind their number."""
+        return self.take(self.number(width, f"the length of {what}"), what)
+
 
 def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b"") -> int:
     """Return how many bytes of `data` are the message that it begins with.
@@ -104,11 +173,10 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
         WireError: the message does not fit, or is of a code that sets no session up.
 
     """
-    reader = _Reader(data)
-    reader.skip(_HEAD, "the head")
+    reader = Reader(data)
     version, code, first = data[0], data[1], data[2]
     match code:
-        case SpdmCode.GET_VERSION | SpdmCode.GET_DIGESTS:
+        case _ if code in _PLAIN:
             pass
         case SpdmCode.VERSION:
             reader.skip(1, "what is reserved")
@@ -124,6 +192,17 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
             reader.skip(12 if first & _LARGE else 4, "offset and length")
         case SpdmCode.CERTIFICATE:
             return _certificate(data)[1]
+        case SpdmCode.CHALLENGE:
+            reader.skip(NONCE_SIZE + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
+        case SpdmCode.GET_MEASUREMENTS:
+            reader.skip((NONCE_SIZE + 1) * (first & 1) + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
+        case SpdmCode.PSK_EXCHANGE:
+            sizes = [reader.number(2, "a length") for _ in range(4)]
+            reader.skip(sum(sizes[1:]), "hint, context and opaque data")
+        case SpdmCode.VENDOR_DEFINED_REQUEST | SpdmCode.VENDOR_DEFINED_RESPONSE:
+            reader.skip(2, "the registry")
+            reader.counted("the vendor's id", 1)
+            reader.counted("the payload")
         case SpdmCode.ERROR:
             reader.skip(len(data) - _HEAD, "the error's data")
         case _:
@@ -133,12 +212,25 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
     return reader.at
 
 
-def _agreed(reader: _Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> None:
+def _agreed(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> None:
     version, first, second = reader.data[0], reader.data[2], reader.data[3]
     match code:
         case SpdmCode.DIGESTS:
             each = agreed.hash_size + (_KEY_PAIR if agreed.multi_key else 0)
             reader.skip(second.bit_count() * each, "the digests")
+        case SpdmCode.CHALLENGE_AUTH | SpdmCode.MEASUREMENTS:
+            _attested(reader, code, agreed, request)
+        case SpdmCode.PSK_EXCHANGE_RSP:
+            reader.skip(4, "the session's id")
+            sizes = [reader.number(2, "a length") for _ in range(2)]
+            if request[2:3] not in {b"", b"\0"}:
+                reader.skip(agreed.hash_size, "the summary of measurements")
+            reader.skip(sum(sizes) + agreed.hash_size, "context, opaque data and proof")
+        case SpdmCode.PSK_FINISH | SpdmCode.PSK_FINISH_RSP:
+            if version >= 0x14:
+                reader.counted("opaque data")
+            if code is SpdmCode.PSK_FINISH:
+                reader.skip(agreed.hash_size, "the proof")
         case SpdmCode.KEY_EXCHANGE:
             reader.skip(4 + _RANDOM + agreed.exchange_size, "the key")
             reader.skip(reader.number(2, "the length of opaque data"), "opaque data")
@@ -154,7 +246,23 @@ def _agreed(reader: _Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> 
                 reader.skip(agreed.hash_size, "the proof")
 
 
-def _answer(reader: _Reader, agreed: Agreed, request: bytes) -> None:
+def _attested(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> None:
+    """Go over an answer that says what a device is, or what runs on it."""
+    signed = code is SpdmCode.CHALLENGE_AUTH or bool(request[2:3] and request[2] & 1)
+    if code is SpdmCode.CHALLENGE_AUTH:
+        reader.skip(agreed.hash_size + NONCE_SIZE, "the nonce")
+        if request[3:4] not in {b"", b"\0"}:
+            reader.skip(agreed.hash_size, "the summary of measurements")
+    else:
+        reader.skip(1, "the number of blocks")
+        reader.counted("the record", 3)
+        reader.skip(NONCE_SIZE, "the nonce")
+    reader.counted("opaque data")
+    context = CONTEXT_SIZE if reader.data[0] >= 0x13 else 0
+    reader.skip(context + agreed.signature_size * signed, "the signature")
+
+
+def _answer(reader: Reader, agreed: Agreed, request: bytes) -> None:
     """Go over KEY_EXCHANGE_RSP up to its signature; whether a summary of measurements is in it, the request says."""
     if request[1:2] != bytes((SpdmCode.KEY_EXCHANGE,)):
         raise WireError("an answer to a key exchange is read beside its request", spec=_SPEC)
@@ -171,15 +279,13 @@ def signature_place(answer: bytes, request: bytes, agreed: Agreed) -> int:
         WireError: the message does not come to it.
 
     """
-    reader = _Reader(answer)
-    reader.skip(_HEAD, "the head")
+    reader = Reader(answer)
     _answer(reader, agreed, request)
     return reader.skip(agreed.signature_size, "the signature")
 
 
 def _certificate(data: bytes) -> tuple[Portion, int]:
-    reader = _Reader(data)
-    reader.skip(_HEAD, "the head")
+    reader = Reader(data)
     width = 4 if data[2] & _LARGE else 2
     if width == 4:
         reader.skip(4, "what is reserved")

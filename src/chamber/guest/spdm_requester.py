@@ -1,0 +1,513 @@
+"""The guest's end of SPDM (DMTF DSP0274 1.1 to 1.4): asks a device who it is and what runs on it, and opens a session.
+
+All that comes back is the host's until a signature says otherwise, and the device's then. An answer is taken only if it
+is the one to the question; everything else raises `SpdmViolation`, and nothing that was asked for is had. Whether the
+device may be what it proves to be is for the verifier to say.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from chamber.guest.chain import Chain, ChainError
+from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, hash_of, verify
+from chamber.platform.spdm_keys import RecordError
+from chamber.platform.spdm_session import Phase, SpdmSession
+from chamber.wire.errors import WireError
+from chamber.wire.spdm import (
+    CONTEXT_SIZE,
+    NONCE_SIZE,
+    ErrorCode,
+    Portion,
+    SpdmCode,
+    certificate_portion,
+    head,
+    message_size,
+)
+from chamber.wire.spdm_messages import (
+    ALL_MEASUREMENTS,
+    ChallengeAuth,
+    Digests,
+    KeyExchange,
+    KeyExchangeAnswer,
+    KeyUpdate,
+    Measurement,
+    Measurements,
+    PskExchange,
+    PskExchangeAnswer,
+    Summary,
+    VendorDefined,
+    certificate_request,
+    challenge,
+    finish,
+    measurement_request,
+    parse_finish,
+    selected_version,
+    version_offer,
+)
+from chamber.wire.spdm_negotiation import (
+    AEADS,
+    ASYMMETRIC,
+    EXCHANGES,
+    HASHES,
+    MEASUREMENT_HASHES,
+    Algorithms,
+    Capabilities,
+    Capability,
+    OtherParameter,
+    parse_versions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+__all__ = ("SpdmRequester", "SpdmViolation")
+
+_T = TypeVar("_T")
+_KNOWN: Final = (0x14, 0x13, 0x12, 0x11)
+_MOST_CHAIN: Final = 0xFFFF
+_LEAST_PORTION: Final = 64
+_SECURED_1_1: Final = 0x1100
+_DEFAULT: Final = (Capability.CERT | Capability.CHAL | Capability.ENCRYPT | Capability.MAC | Capability.KEY_EX
+                   | Capability.PSK | Capability.HBEAT | Capability.KEY_UPD)
+
+
+class SpdmViolation(Exception):
+    """The device's answer is none that it may give.
+
+    Attributes:
+        rule: the broken rule.
+        code: of ERROR, where the device refused; None otherwise.
+
+    """
+
+    def __init__(self, rule: str, detail: str = "", code: int | None = None) -> None:
+        self.rule = rule
+        self.code = code
+        super().__init__(f"{rule}{f' ({detail})' if detail else ''} [DSP0274]")
+
+
+class SpdmRequester:
+    """A requester, and its way to one device.
+
+    Args:
+        exchange: sends a payload, which is secured or not, and returns the answer's.
+        random: returns so many random bytes.
+        spoken: versions, the one that is liked best first.
+        hashes: names of hashes to offer; so with the following.
+        signatures: of what the device may sign with.
+        exchanges: of key exchanges.
+        aeads: of ciphers. TDISP takes AES-256-GCM alone.
+        clear_handshake: whether FINISH may travel in the clear.
+
+    Attributes:
+        suite: what the connection runs with; None before `connect`.
+        capabilities: what the device can do.
+
+    """
+
+    def __init__(self, exchange: Callable[[bytes, bool], bytes], random: Callable[[int], bytes], *,
+                 spoken: Sequence[int] = _KNOWN, hashes: Collection[str] = tuple(HASHES.values()),
+                 signatures: Collection[str] = tuple(ASYMMETRIC.values()),
+                 exchanges: Collection[str] = tuple(EXCHANGES.values()),
+                 aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False) -> None:
+        self._exchange = exchange
+        self._random = random
+        self._spoken = tuple(spoken)
+        self._offered = {"hash": _bits(HASHES, hashes), "asymmetric": _bits(ASYMMETRIC, signatures),
+                         "exchange": _bits(EXCHANGES, exchanges), "aead": _bits(AEADS, aeads)}
+        self._flags = _DEFAULT | Capability.HANDSHAKE_IN_THE_CLEAR * clear_handshake
+        self.suite: Suite | None = None
+        self.capabilities = Capabilities(0, Capability(0))
+        self._measurement_hash = ""
+        self._negotiated = b""
+        self._identity = bytearray()
+        self._measured: dict[int, bytearray] = {}
+        self._chains: dict[int, Chain] = {}
+        self._sessions: dict[int, SpdmSession] = {}
+
+    # Asking.
+
+    def _ask(self, request: bytes, expected: SpdmCode, session: SpdmSession | None = None) -> bytes:
+        """Ask; return the answer, without what fills it up.
+
+        Raises:
+            SpdmViolation: it is none to the question, or the device refuses.
+
+        """
+        code = request[1]
+        key = 0 if session is None else session.id
+        if code != SpdmCode.GET_MEASUREMENTS:
+            self._measured.pop(key, None)
+        try:
+            if session is None:
+                answer = self._exchange(request, False)
+            else:
+                answer = session.open(self._exchange(session.seal(request), True))
+            return self._read(answer, request, expected)
+        except RecordError as error:
+            self._lose(session)
+            raise SpdmViolation(error.rule) from None
+        except WireError as error:
+            raise SpdmViolation(error.rule, error.detail) from None
+
+    def _read(self, answer: bytes, request: bytes, expected: SpdmCode) -> bytes:
+        if len(answer) < 4:
+            raise SpdmViolation("an answer has a head", f"{len(answer)} bytes")
+        if answer[1] == SpdmCode.ERROR:
+            name = ErrorCode(answer[2]).name if answer[2] in set(ErrorCode) else f"{answer[2]:#x}"
+            raise SpdmViolation("the device refuses", f"{SpdmCode(request[1]).name}: {name}", answer[2])
+        if answer[1] != expected or answer[0] != request[0]:
+            raise SpdmViolation("an answer is the one to its question, in its version",
+                                f"{answer[:2].hex()} where {expected.name} is due")
+        return answer[:message_size(answer, None if self.suite is None else self.suite.agreed, request)]
+
+    @staticmethod
+    def _decoded(decode: Callable[[], _T]) -> _T:
+        """Decode an answer's body."""
+        try:
+            return decode()
+        except WireError as error:
+            raise SpdmViolation(error.rule, error.detail) from None
+
+    def _ready(self) -> Suite:
+        if self.suite is None:
+            raise SpdmViolation("a device is asked who it is before anything else")
+        return self.suite
+
+    # What is agreed on.
+
+    def connect(self) -> Suite:
+        """Agree on version and algorithms; whatever was before is forgotten.
+
+        Raises:
+            SpdmViolation: there is nothing to agree on, or the device chose what was not offered.
+
+        """
+        self.close()
+        request = head(0x10, SpdmCode.GET_VERSION)
+        answer = self._ask(request, SpdmCode.VERSION)
+        spoken = self._decoded(lambda: parse_versions(answer))
+        version = next((number for number in self._spoken if number in spoken), None)
+        if version is None:
+            raise SpdmViolation("both ends speak a version", " ".join(f"{number:#x}" for number in spoken[:8]))
+        self._negotiated = request + answer
+        self._take_capabilities(version)
+        chosen = self._choose(version)
+        clear = bool(self._flags & self.capabilities.flags & Capability.HANDSHAKE_IN_THE_CLEAR)
+        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=bool(chosen.other & OtherParameter.MULTI_KEY))
+        return self.suite
+
+    def _take_capabilities(self, version: int) -> None:
+        request = Capabilities(version, self._flags).encode(SpdmCode.GET_CAPABILITIES)
+        answer = self._ask(request, SpdmCode.CAPABILITIES)
+        self._negotiated += request + answer
+        self.capabilities = self._decoded(lambda: Capabilities.decode(answer, SpdmCode.CAPABILITIES))
+
+    def _choose(self, version: int) -> Algorithms:
+        wanted = Algorithms(version, **self._offered, measurements=True, other=OtherParameter.OPAQUE_FORMAT_1)
+        request = wanted.encode(SpdmCode.NEGOTIATE_ALGORITHMS)
+        answer = self._ask(request, SpdmCode.ALGORITHMS)
+        self._negotiated += request + answer
+        chosen = self._decoded(lambda: Algorithms.decode(answer, SpdmCode.ALGORITHMS))
+        for name, offered in self._offered.items():
+            bits = getattr(chosen, name)
+            needed = name == "hash" or (name == "asymmetric" and bool(self.capabilities.flags & Capability.CERT))
+            if bits & ~offered or bits.bit_count() > 1 or (needed and not bits):
+                # Two, or what was not offered, would be a downgrade to whatever the host likes.
+                raise SpdmViolation("a device chooses one of each kind that was offered", f"{name}: {bits:#x}")
+        self._measurement_hash = MEASUREMENT_HASHES.get(chosen.measurement_hash, "")
+        return chosen
+
+    # Who it is.
+
+    def digests(self, session: int | None = None) -> dict[int, bytes]:
+        """Return hashes of certificate chains, by slot."""
+        suite = self._ready()
+        request = head(suite.version, SpdmCode.GET_DIGESTS)
+        answer = self._ask(request, SpdmCode.DIGESTS, self._session(session))
+        if session is None:
+            self._identity[:] = request + answer
+        return self._decoded(lambda: Digests.decode(answer, suite.agreed)).digests
+
+    def certificates(self, slot: int, session: int | None = None) -> Chain:
+        """Fetch a certificate chain; return it, which proves nothing yet.
+
+        Raises:
+            SpdmViolation: it is none, or what it says of its length does not hold.
+
+        """
+        suite = self._ready()
+        data = bytearray()
+        while True:
+            request = certificate_request(suite.version, slot, len(data), min(0x400, _MOST_CHAIN - len(data)))
+            answer = self._ask(request, SpdmCode.CERTIFICATE, self._session(session))
+            if session is None:
+                self._identity += request + answer
+            portion = self._portion(answer)
+            data += portion.data
+            enough = len(portion.data) >= _LEAST_PORTION or not portion.remainder
+            if not enough or len(data) + portion.remainder > _MOST_CHAIN or answer[2] & 0xF != slot:
+                raise SpdmViolation("a certificate chain comes in pieces that are some use, and ends")
+            if not portion.remainder:
+                break
+        try:
+            chain = Chain.parse(bytes(data), suite.hash)
+        except ChainError as error:
+            raise SpdmViolation(error.rule) from None
+        self._chains[slot] = chain
+        return chain
+
+    def _portion(self, answer: bytes) -> Portion:
+        return self._decoded(lambda: certificate_portion(answer))
+
+    def _key(self, slot: int) -> Chain:
+        if slot not in self._chains:
+            raise SpdmViolation("a signature is looked at beside the certificates of its slot")
+        return self._chains[slot]
+
+    def challenge(self, slot: int, summary: Summary = Summary.NONE) -> bytes:
+        """Have the device sign all that was said so far, and something new; return its summary of measurements.
+
+        Raises:
+            SpdmViolation: it does not.
+
+        """
+        suite, chain = self._ready(), self._key(slot)
+        context = self._random(CONTEXT_SIZE)
+        request = challenge(suite.version, slot, summary, self._random(NONCE_SIZE), context)
+        answer = self._ask(request, SpdmCode.CHALLENGE_AUTH)
+        made = self._decoded(lambda: ChallengeAuth.decode(answer, suite.agreed, summary))
+        if made.slot != slot or not hmac.compare_digest(made.chain_hash, hash_of(suite.hash, chain.data)) or (
+                suite.version >= 0x13 and made.context != context):
+            raise SpdmViolation("an answer is about the certificates, and the context, that it was asked for")
+        transcript = self._negotiated + bytes(self._identity) + request + made.signed
+        self._identity.clear()
+        self._check(chain, "challenge_auth signing", transcript, made.signature)
+        return made.summary
+
+    def _check(self, chain: Chain, context: str, transcript: bytes, signature: bytes) -> None:
+        suite = self._ready()
+        if not verify(chain.key, suite.asymmetric, suite, context, transcript, signature):
+            raise SpdmViolation("the device signs what was said, with the key of its certificate", context)
+
+    # What runs on it.
+
+    def measurements(self, *, slot: int = 0, raw: bool = False, operation: int = ALL_MEASUREMENTS,
+                     session: int | None = None) -> tuple[Measurement, ...]:
+        """Return what was measured, signed.
+
+        Raises:
+            SpdmViolation: the signature is not the device's, or hashes are no hashes.
+
+        """
+        suite, chain = self._ready(), self._key(slot)
+        within = self._session(session)
+        context = self._random(CONTEXT_SIZE)
+        request = measurement_request(suite.version, operation, nonce=self._random(NONCE_SIZE), slot=slot, raw=raw,
+                                      context=context)
+        answer = self._ask(request, SpdmCode.MEASUREMENTS, within)
+        made = self._decoded(lambda: Measurements.decode(answer, suite.agreed, signed=True))
+        if made.slot != slot or (suite.version >= 0x13 and made.context != context):
+            raise SpdmViolation("an answer is of the slot, and repeats the context, that it was asked for")
+        before = self._measured.pop(session or 0, bytearray(self._negotiated if suite.version >= 0x12 else b""))
+        self._check(chain, "measurements signing", bytes(before) + request + made.signed, made.signature)
+        size = digest_size(self._measurement_hash) if self._measurement_hash else 0
+        if any(not block.raw and len(block.value) != size for block in made.blocks):
+            raise SpdmViolation("a measurement that is not raw is a hash of the algorithm that was chosen")
+        return made.blocks
+
+    def count(self, session: int | None = None) -> int:
+        """Return how many measurements there are, unsigned."""
+        suite = self._ready()
+        request = measurement_request(suite.version, 0, context=self._random(CONTEXT_SIZE))
+        answer = self._ask(request, SpdmCode.MEASUREMENTS, self._session(session))
+        made = self._decoded(lambda: Measurements.decode(answer, suite.agreed, signed=False))
+        # What was said so far is signed with the next ones that are.
+        key = session or 0
+        self._measured.setdefault(key, bytearray(self._negotiated if suite.version >= 0x12 else b""))
+        self._measured[key] += request + made.signed
+        return made.total
+
+    # Sessions.
+
+    def _session(self, number: int | None) -> SpdmSession | None:
+        if number is None:
+            return None
+        if number not in self._sessions:
+            raise SpdmViolation("a session is there before anything is said in it", f"{number:#x}")
+        return self._sessions[number]
+
+    def _half(self) -> int:
+        taken = {session & 0xFFFF for session in self._sessions}
+        while True:
+            mine = int.from_bytes(self._random(2), "little")
+            if mine not in taken | {0, 0xFFFF}:
+                return mine
+
+    def _add(self, session: SpdmSession) -> None:
+        if session.id in self._sessions or session.id >> 16 in {0, 0xFFFF}:
+            session.close()
+            raise SpdmViolation("a session has an id of its own")
+        self._sessions[session.id] = session
+
+    def start_session(self, slot: int, summary: Summary = Summary.ALL) -> tuple[int, bytes]:
+        """Exchange keys with the device; return the session's id, and the summary of measurements.
+
+        Raises:
+            SpdmViolation: the device is not the one of the certificates, or does not prove that it has the key.
+
+        """
+        suite, chain = self._ready(), self._key(slot)
+        if not suite.exchange or not suite.aead:
+            raise SpdmViolation("a session has a key exchange and a cipher")
+        ours = Exchange(suite.exchange)
+        asked = KeyExchange(suite.version, summary, slot, self._half(), self._random(NONCE_SIZE), ours.public,
+                            version_offer(suite.version))
+        request = asked.encode()
+        answer = self._ask(request, SpdmCode.KEY_EXCHANGE_RSP)
+        made = self._decoded(lambda: KeyExchangeAnswer.decode(answer, suite.agreed, summary))
+        if made.mutual:
+            raise SpdmViolation("a guest that has no certificate is not asked for one")
+        if selected_version(suite.version, made.opaque) != _SECURED_1_1:
+            raise SpdmViolation("secured messages have the version that was offered")
+        transcript = self._negotiated + hash_of(suite.hash, chain.data) + request + made.signed
+        self._check(chain, "key_exchange_rsp signing", transcript, made.signature)
+        shared = ours.agree(made.exchange)
+        if shared is None:
+            raise SpdmViolation("a public key is a point of its curve")
+        session = SpdmSession(suite, asked.session_id | made.session_id << 16, shared, transcript + made.signature,
+                              requester=True)
+        self._add(session)
+        if not suite.clear_handshake:
+            self._must_prove(session, made.proof)
+        self._finish(session, SpdmCode.FINISH, SpdmCode.FINISH_RSP)
+        return session.id, made.summary
+
+    def start_psk_session(self, hint: bytes, secret: bytes, summary: Summary = Summary.NONE) -> tuple[int, bytes]:
+        """Open a session with a secret that was shared before; return its id, and the summary of measurements.
+
+        Raises:
+            SpdmViolation: the device does not prove that it has the secret.
+
+        """
+        suite = self._ready()
+        if not suite.aead:
+            raise SpdmViolation("a session has a cipher")
+        asked = PskExchange(suite.version, summary, self._half(), hint, self._random(digest_size(suite.hash)),
+                            version_offer(suite.version))
+        request = asked.encode()
+        answer = self._ask(request, SpdmCode.PSK_EXCHANGE_RSP)
+        made = self._decoded(lambda: PskExchangeAnswer.decode(answer, suite.agreed, summary))
+        if selected_version(suite.version, made.opaque) != _SECURED_1_1:
+            raise SpdmViolation("secured messages have the version that was offered")
+        session = SpdmSession(suite, asked.session_id | made.session_id << 16, bytearray(secret),
+                              self._negotiated + request + made.proven, psk=True, requester=True)
+        self._add(session)
+        self._must_prove(session, made.proof)
+        self._finish(session, SpdmCode.PSK_FINISH, SpdmCode.PSK_FINISH_RSP)
+        return session.id, made.summary
+
+    def _must_prove(self, session: SpdmSession, proof: bytes) -> None:
+        if not session.proves(proof, of_requester=False):
+            self._lose(session)
+            raise SpdmViolation("the device proves that it has the session's secret")
+        session.transcript += proof
+
+    def _finish(self, session: SpdmSession, code: SpdmCode, expected: SpdmCode) -> None:
+        suite = self._ready()
+        clear = suite.clear_handshake and code is SpdmCode.FINISH
+        request = finish(suite.version, code)
+        session.transcript += request
+        proof = session.proof(of_requester=True)
+        session.transcript += proof
+        try:
+            answer = self._ask(request + proof, expected, None if clear else session)
+            size = digest_size(suite.hash) if clear else 0
+            _, theirs = self._decoded(lambda: parse_finish(answer, expected, proof_size=size))
+            session.transcript += answer[:len(answer) - size]
+            if clear:
+                self._must_prove(session, theirs)
+        except SpdmViolation:
+            self._lose(session)
+            raise
+        session.establish()
+
+    def _lose(self, session: SpdmSession | None) -> None:
+        if session is not None:
+            session.close()
+            self._sessions.pop(session.id, None)
+            self._measured.pop(session.id, None)
+
+    def say(self, session: int, registry: tuple[int, bytes], payload: bytes) -> bytes:
+        """Say something that a vendor defines, in a session; return the answer's payload.
+
+        Raises:
+            SpdmViolation: the answer is of somebody else, or none.
+
+        """
+        suite = self._ready()
+        request = VendorDefined(suite.version, *registry, payload).encode(SpdmCode.VENDOR_DEFINED_REQUEST)
+        answer = self._ask(request, SpdmCode.VENDOR_DEFINED_RESPONSE, self._session(session))
+        made = self._decoded(lambda: VendorDefined.decode(answer, SpdmCode.VENDOR_DEFINED_RESPONSE))
+        if (made.registry, made.vendor) != registry:
+            raise SpdmViolation("an answer is of the vendor that was asked")
+        return made.payload
+
+    def beat(self, session: int) -> None:
+        """Say that the session lives."""
+        self._ask(head(self._ready().version, SpdmCode.HEARTBEAT), SpdmCode.HEARTBEAT_ACK, self._session(session))
+
+    def update_keys(self, session: int, *, both: bool = True) -> None:
+        """Go on with new keys, of both directions or of the guest's alone.
+
+        Raises:
+            SpdmViolation: the device does not; the session is over.
+
+        """
+        suite, within = self._ready(), self._session(session)
+        assert within is not None  # a number was given
+        operation = KeyUpdate.UPDATE_ALL if both else KeyUpdate.UPDATE
+        try:
+            for what in (operation, KeyUpdate.VERIFY):
+                tag = self._random(1)[0]
+                request = head(suite.version, SpdmCode.KEY_UPDATE, what, tag)
+                sealed = within.seal(request)
+                if what is not KeyUpdate.VERIFY:
+                    within.update(of_requester=True)
+                if what is KeyUpdate.UPDATE_ALL:
+                    # The answer is sealed with the new key already (11.8).
+                    within.update(of_requester=False)
+                answer = within.open(self._exchange(sealed, True))
+                if self._read(answer, request, SpdmCode.KEY_UPDATE_ACK)[2:4] != request[2:4]:
+                    raise SpdmViolation("an answer repeats the operation and its tag")
+        except (RecordError, SpdmViolation, WireError) as error:
+            self._lose(within)
+            raise SpdmViolation(getattr(error, "rule", "keys are updated")) from None
+
+    def end_session(self, session: int) -> None:
+        """End a session; it is over whatever the device answers."""
+        within = self._session(session)
+        try:
+            self._ask(head(self._ready().version, SpdmCode.END_SESSION), SpdmCode.END_SESSION_ACK, within)
+        finally:
+            self._lose(within)
+
+    def is_open(self, session: int) -> bool:
+        """Whether a session is there, and established."""
+        return session in self._sessions and self._sessions[session].phase is Phase.ESTABLISHED
+
+    def close(self) -> None:
+        """Forget everything: all sessions' secrets are overwritten, and no device is told."""
+        for session in tuple(self._sessions.values()):
+            self._lose(session)
+        self.suite = None
+        self._negotiated = b""
+        self._identity.clear()
+        self._measured.clear()
+        self._chains.clear()
+
+
+def _bits(names: dict[int, str], wanted: Collection[str]) -> int:
+    return sum(bit for bit, name in names.items() if name in wanted)
