@@ -93,6 +93,9 @@ class Chain:
             if not certificates:
                 raise ChainError("a chain has a certificate")
             key = certificates[-1].public_key()
+            for one in certificates:
+                # What is read late fails late: all that is asked for later is asked for here.
+                _ = one.issuer, one.subject, one.not_valid_before_utc, one.not_valid_after_utc
         except (ValueError, UnsupportedAlgorithm, TypeError) as error:
             raise ChainError("certificates are X.509's") from error
         chain = cls(data, certificates, key)
