@@ -14,7 +14,8 @@ from chamber.wire.virtio import DeviceType, bit
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ("SHIPPED", "PolicyError", "load_policy", "parse_policy")
+__all__ = ("SHIPPED", "PolicyError", "features_of", "known_keys", "load_policy", "one_table", "parse_policy", "text_of",
+           "texts_of", "type_of")
 
 SCHEMA: Final = "chamber-policy/1"
 _MOST_BYTES: Final = 1 << 20
@@ -69,34 +70,31 @@ def parse_policy(text: str, name: str) -> Policy:
         top = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PolicyError(f"{name}: {str(error) or 'nested too deeply'}") from error
-    _known(top, ("schema", "name", "description", "device"), name)
+    known_keys(top, ("schema", "name", "description", "device"), name)
     if top.get("schema") != SCHEMA:
         raise PolicyError(f'{name}: schema is "{SCHEMA}"')
-    title = _text(top.get("name", name), f"{name}: name")
+    title = text_of(top.get("name", name), f"{name}: name")
     rows = top.get("device", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise PolicyError(f"{name}: [[device]] is a list of tables")
     rules = tuple(_rule(row, f"policy {title}, device {number}") for number, row in enumerate(rows, 1))
-    return Policy(title, rules, _text(top.get("description", ""), f"{name}: description"))
+    return Policy(title, rules, text_of(top.get("description", ""), f"{name}: description"))
 
 
 def _rule(row: dict[str, Any], where: str) -> DeviceRule:
-    _known(row, ("type", "transport", "vendor", "position", "most", "features", "config"), where)
-    short = row.get("type")
-    if not isinstance(short, str) or short not in _TYPES:
-        raise PolicyError(f"{where}: type is one of {', '.join(_TYPES)}")
-    kind = _TYPES[short]
-    where = f"{where} ({short})"
-    features = _table(row.get("features", {}), f"{where}: features")
-    _known(features, ("may", "must", "must-not"), f"{where}: features")
-    may = _features(kind, features["may"], f"{where}: features.may") if "may" in features else None
-    must = _features(kind, features.get("must", []), f"{where}: features.must")
-    must_not = _features(kind, features.get("must-not", []), f"{where}: features.must-not")
+    known_keys(row, ("type", "transport", "vendor", "position", "most", "features", "config"), where)
+    kind = type_of(row.get("type"), where)
+    where = f"{where} ({kind.short})"
+    features = one_table(row.get("features", {}), f"{where}: features")
+    known_keys(features, ("may", "must", "must-not"), f"{where}: features")
+    may = features_of(kind, features["may"], f"{where}: features.may") if "may" in features else None
+    must = features_of(kind, features.get("must", []), f"{where}: features.must")
+    must_not = features_of(kind, features.get("must-not", []), f"{where}: features.must-not")
     if must & must_not:
         raise PolicyError(f"{where}: a feature must be and must not be")
     if may is not None and may & must_not:
         raise PolicyError(f"{where}: a feature may be and must not be")
-    transports = _texts(row.get("transport", []), f"{where}: transport")
+    transports = texts_of(row.get("transport", []), f"{where}: transport")
     for transport in transports:
         if transport not in _TRANSPORTS:
             raise PolicyError(f"{where}: transport is one of {', '.join(_TRANSPORTS)}, not {transport!r}")
@@ -106,23 +104,31 @@ def _rule(row: dict[str, Any], where: str) -> DeviceRule:
     most = row.get("most")
     if most is not None and not _is_number(most, 1 << 16):
         raise PolicyError(f"{where}: most is a number of devices")
-    config = _table(row.get("config", {}), f"{where}: config")
+    config = one_table(row.get("config", {}), f"{where}: config")
     return DeviceRule(where, kind, frozenset(transports), frozenset(vendors),
                       _positions(row.get("position", []), f"{where}: position"), most, may, must, must_not,
                       {name: _field(kind, name, value, f"{where}: config.{name}") for name, value in config.items()})
 
 
 def _positions(value: object, where: str) -> tuple[str, ...]:
-    patterns = _texts(value, where)
+    patterns = texts_of(value, where)
     # The same patterns go into a table for a shell, which has its own ways with these.
     if any(set(pattern) & set(" ,;&|<>()$`\\\"'") for pattern in patterns):
         raise PolicyError(f"{where}: a pattern has letters, digits, and any of . : - _ * ? [ ]")
     return tuple(patterns)
 
 
-def _features(kind: DeviceType, names: object, where: str) -> int:
+def type_of(short: object, where: str) -> DeviceType:
+    """Read the name of a device type."""
+    if not isinstance(short, str) or short not in _TYPES:
+        raise PolicyError(f"{where}: type is one of {', '.join(_TYPES)}")
+    return _TYPES[short]
+
+
+def features_of(kind: DeviceType, names: object, where: str) -> int:
+    """Read names of features, as bits."""
     numbers = []
-    for name in _texts(names, where):
+    for name in texts_of(names, where):
         number = feature_number(kind, name)
         if number is None:
             raise PolicyError(f"{where}: {kind.short} has no feature {name!r}")
@@ -134,8 +140,8 @@ def _field(kind: DeviceType, name: str, value: object, where: str) -> FieldRule:
     layout = CONFIGS.get(kind)
     if layout is None or name not in layout.fields or not layout[name].is_integer:
         raise PolicyError(f"{where}: {kind.short} has no such number in its configuration space")
-    table = _table(value, where)
-    _known(table, ("least", "most", "one-of"), where)
+    table = one_table(value, where)
+    known_keys(table, ("least", "most", "one-of"), where)
     highest = layout[name].maximum
     bounds = [table.get(key) for key in ("least", "most")]
     if not table or not all(bound is None or _is_number(bound, highest) for bound in bounds):
@@ -150,25 +156,29 @@ def _field(kind: DeviceType, name: str, value: object, where: str) -> FieldRule:
     return FieldRule(least, most, None if only is None else frozenset(only))
 
 
-def _known(table: dict[str, Any], keys: Collection[str], where: str) -> None:
+def known_keys(table: dict[str, Any], keys: Collection[str], where: str) -> None:
+    """Refuse a word that is not understood."""
     for key in table:
         if key not in keys:
             raise PolicyError(f"{where}: {key!r} is none of {', '.join(keys)}")
 
 
-def _table(value: object, where: str) -> dict[str, Any]:
+def one_table(value: object, where: str) -> dict[str, Any]:
+    """Read a table."""
     if not isinstance(value, dict):
         raise PolicyError(f"{where} is a table")
     return value
 
 
-def _text(value: object, where: str) -> str:
+def text_of(value: object, where: str) -> str:
+    """Read a line."""
     if not isinstance(value, str) or not value.isprintable():
         raise PolicyError(f"{where} is a line of text")
     return value
 
 
-def _texts(value: object, where: str) -> list[str]:
+def texts_of(value: object, where: str) -> list[str]:
+    """Read a list of words."""
     if not isinstance(value, list) or not all(isinstance(v, str) and v.isprintable() and v for v in value):
         raise PolicyError(f"{where} is a list of words")
     return value

@@ -23,6 +23,7 @@ __all__ = (
     "Measurement",
     "MeasurementType",
     "Measurements",
+    "Protocol",
     "PskExchange",
     "PskExchangeAnswer",
     "Summary",
@@ -44,6 +45,15 @@ _LARGE: Final = 0x80
 ALL_MEASUREMENTS: Final = 0xFF
 PCI_SIG: Final = (3, b"\x01\x00")
 """Registry and vendor of messages of PCI-SIG."""
+
+
+class Protocol(enum.IntEnum):
+    """What the first byte of such a message says that the rest is (PCIe 6.1, 6.31.3)."""
+
+    IDE_KM = 0
+    TDISP = 1
+
+
 _DMTF: Final = 1
 _RAW: Final = 0x80
 _OPAQUE_ID: Final = 0x444D5446

@@ -1,0 +1,123 @@
+"""A virtio function that a guest can prove: SPDM, key management and TDISP behind one mailbox, the lock, the stream."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from chamber.device.ide_km import IdePort
+from chamber.device.ide_link import IdeLink
+from chamber.device.spdm_responder import SpdmResponder
+from chamber.device.tdi import Tdi
+from chamber.device.tdisp import Dsm
+from chamber.device.virtio_tdi import describe
+from chamber.platform.doe import DoeMailbox
+from chamber.platform.ide import IdeStream
+from chamber.wire.doe import PCI_SIG as DOE_VENDOR
+from chamber.wire.doe import DoeType
+from chamber.wire.spdm_messages import PCI_SIG, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chamber.device.spdm_responder import CertificateSlot
+    from chamber.device.virtio_pci import VirtioPci
+    from chamber.platform.dma import Dma
+    from chamber.wire.spdm_messages import Measurement
+    from chamber.wire.tdisp import State
+
+__all__ = ("TrustedFunction",)
+
+_ALL_VERSIONS: Final = (0x12, 0x13, 0x14)
+"""TDISP takes SPDM from 1.2 on (PCIe 6.1, 11.2.2)."""
+
+
+class TrustedFunction:
+    """The whole device.
+
+    Args:
+        virtio: the function; nobody else hands it accesses any more.
+        identity: its certificates.
+        measurements: what is measured, read anew each time.
+        shared: memory that it reaches by requests without the T bit.
+        private: memory that it reaches by requests with it.
+        routing_id: bus, device and function.
+        stream_id: of the stream to its port; None for a device that needs none, being part of the processor's package.
+        random: returns so many random bytes.
+        spoken: versions of SPDM.
+        clear_handshake: whether FINISH may travel in the clear.
+        log: gets lines of all that is said, without anything that is secret.
+
+    Attributes:
+        tdi: its interface; what a host does to it.
+        dsm: its manager.
+        responder: its end of SPDM.
+        stream: its end of the encrypted stream, if there is one.
+        link: what comes over the stream, if there is one.
+        mailbox_at: where its mailbox is in configuration space.
+
+    """
+
+    def __init__(self, virtio: VirtioPci, identity: CertificateSlot, *, shared: Dma, private: Dma,
+                 measurements: Callable[[], Sequence[Measurement]] = tuple, routing_id: int = 0,
+                 stream_id: int | None = 0, random: Callable[[int], bytes] = os.urandom,
+                 spoken: Sequence[int] = _ALL_VERSIONS, clear_handshake: bool = False,
+                 log: Callable[[str], None] = lambda _line: None) -> None:
+        self.tdi = Tdi(virtio, shared=shared, private=private, device_info=describe)
+        self._routing_id = routing_id
+        self.stream = None if stream_id is None else IdeStream(stream_id)
+        streams = {} if self.stream is None else {self.stream.stream_id: self.stream}
+        self._port = IdePort(streams, lambda _function: stream_id, routing_id=routing_id, log=log)
+        self.dsm = Dsm({routing_id: self.tdi}, random, streams=None if self.stream is None else self._port, log=log)
+        self.tdi.happened = lambda event: self.dsm.happened(routing_id, event)
+        self.link = None
+        if self.stream is not None:
+            number = self.stream.stream_id
+            self.stream.failed = lambda _reason: self.dsm.stream_failed(number)
+            self.link = IdeLink(self.stream, [self.tdi], completer=routing_id)
+        self.responder = SpdmResponder({0: identity}, random=random, measurements=measurements,
+                                       vendor={PCI_SIG: self._said}, spoken=spoken, clear_handshake=clear_handshake,
+                                       ended=self._ended, log=log)
+        mailbox = DoeMailbox({(DOE_VENDOR, int(kind)): self._through(secured=secured)
+                              for kind, secured in ((DoeType.SPDM, False), (DoeType.SECURED_SPDM, True))}, log=log)
+        self.mailbox_at = mailbox.add_to(virtio.function)
+
+    @property
+    def state(self) -> State:
+        """State of the interface."""
+        return self.dsm.state(self._routing_id)
+
+    def _through(self, *, secured: bool) -> Callable[[bytes], bytes | None]:
+        def answer(payload: bytes) -> bytes | None:
+            made = self.responder.handle(payload, secured=secured)
+            # An object is answered by one of its kind: what opened no session has no answer in one.
+            return made[0] if made is not None and made[1] == secured else None
+        return answer
+
+    def _said(self, session: int | None, payload: bytes) -> bytes | None:
+        """Answer a message of PCI-SIG's, by the protocol that its first byte names."""
+        if payload[:1] == bytes((Protocol.TDISP,)):
+            answer = self.dsm.respond(session, payload[1:])
+        elif payload[:1] == bytes((Protocol.IDE_KM,)):
+            answer = self._port.respond(session, payload[1:])
+        else:
+            return None
+        return None if answer is None else payload[:1] + answer
+
+    def _ended(self, session: int) -> None:
+        # First the interfaces: that their stream fails with the session is the same event to them.
+        self.dsm.session_ended(session)
+        self._port.session_ended(session)
+
+    def reset(self) -> None:
+        """Reset it conventionally: everything is forgotten."""
+        self.responder.close()
+        self.dsm.reset()
+        self.tdi.virtio.reset()
+
+    def close(self) -> None:
+        """End all sessions, and close the device."""
+        self.responder.close()
+        if self.stream is not None:
+            self.stream.close()
+        self.tdi.virtio.close()
