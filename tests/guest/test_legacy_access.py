@@ -18,7 +18,9 @@ from chamber.device.net import NetDevice
 from chamber.device.net_peer import NetPeer
 from chamber.device.rng import RngDevice
 from chamber.device.sriov_group import SriovGroup
+from chamber.device.tdi import Tdi
 from chamber.device.transitional import TransitionalFunction
+from chamber.device.virtio_pci import DOORBELLS_AT
 from chamber.guest.admin import CommandFailed
 from chamber.guest.untrusted import DeviceViolation
 from chamber.wire.admin import HEADER, LEGACY_OPCODES, STATUS, Group, NotifyFlags, Opcode, Qualifier, Status, build_bits
@@ -26,6 +28,7 @@ from chamber.wire.net import NetFeature
 from chamber.wire.pci import HEADER as PCI_HEADER
 from chamber.wire.pci import Command
 from chamber.wire.split import DESC_F_WRITE
+from chamber.wire.tdisp import LockFlag, LockInterface
 from chamber.wire.virtio import Feature, bit
 from chamber.wire.virtio import Status as DeviceStatus
 from chamber.wire.virtio_pci import LEGACY, LEGACY_PAGE
@@ -33,6 +36,8 @@ from tests.device.driver import Memory, Queue
 from tests.guest.test_admin import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chamber.device.chain import Chain
     from chamber.device.net_backend import PacketHeader
     from chamber.device.queue import DeviceQueue
@@ -276,3 +281,35 @@ def test_any_bytes_give_an_answer_and_no_other_member_changes(opcode: Opcode, da
         assert STATUS.get(answer, "status") in set(Status)
         assert len(answer) <= STATUS.size + max(room, 64)
         assert group.members[1].common.state() == before
+
+
+def test_what_a_guest_has_locked_its_owner_reaches_by_no_command_and_no_doorbell(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(_host()) as host:
+        client = host.ready()
+        member = host.group.members[0]
+        tdi = Tdi(member, shared=Memory(), private=Memory())
+        before = client.read_parts(1)
+        assert client.read_legacy(1, 0, 4)
+        tdi.lock(LockInterface(LockFlag(0), 0, 0))
+        tdi.run()
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: client.read_legacy(1, 0, 4), lambda: client.write_legacy(1, 18, b"\0"),
+            lambda: client.read_legacy(1, 0, 4, device=True), lambda: client.write_legacy(1, 0, b"\0", device=True),
+            lambda: client.legacy_doorbells(1), lambda: client.read_parts(1),
+            lambda: client.write_parts(1, before))
+        for call in calls:
+            with pytest.raises(CommandFailed) as failed:
+                call()
+            assert (failed.value.status, failed.value.qualifier) == (Status.EBUSY, Qualifier.TRYAGAIN)
+        rung: list[int] = []
+        monkeypatch.setattr(member, "notified", rung.append)
+        host.group.owner.write_bar(host.group.owner.register_bar, DOORBELLS_AT, bytes(2))
+        assert not rung
+        client.stop(1)
+        client.resume(1)
+        assert client.read_legacy(2, 0, 4)
+        tdi.unlock()
+        assert client.read_legacy(1, 0, 4)
+        host.group.owner.write_bar(host.group.owner.register_bar, DOORBELLS_AT, bytes(2))
+        assert rung == [0]

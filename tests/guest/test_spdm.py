@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -40,7 +40,7 @@ class Pair:
     """A requester and a responder; whoever is between them may change what passes."""
 
     def __init__(self, kind: str = "P-384", *, version: int = 0x12, clear: bool = False, seed: int = 1,
-                 slots: dict[int, CertificateSlot] | None = None, **offered: tuple[str, ...]) -> None:
+                 slots: dict[int, CertificateSlot] | None = None, **offered: Any) -> None:
         self.dice = random.Random(seed)
         self.ended: list[int] = []
         self.lines: list[str] = []

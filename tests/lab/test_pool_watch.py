@@ -35,17 +35,16 @@ def test_a_pool_without_the_secret_is_passed_over_in_silence() -> None:
     memory.write(POOL.start - SLOT, MARKER)  # private memory
     found, notes = look(watch, memory)
     assert found == []
-    assert notes == ["pool: 1 of 8 slots hold data; the planted secret lies 0 times in buffers lent to be written"]
+    assert [note.partition(";")[0] for note in notes] == ["pool: 1 of 8 slots hold data"]
+    assert notes[0].count(" 0 times ") == 2
 
 
-def test_a_secret_that_no_descriptor_leads_to_is_a_leak_with_its_bytes() -> None:
+def test_a_secret_that_no_descriptor_leads_to_is_noted() -> None:
     watch, memory = prepared()
     memory.write(AT, MARKER)
-    found, _ = look(watch, memory)
-    assert [(e.harm, e.signature) for e in found] == [
-        (Harm.LEAK, "planted secret in the bounce pool where nothing was lent")]
-    assert MARKER.hex(" ") in found[0].text
-    assert look(watch, memory)[0] == []  # told once a run
+    found, notes = look(watch, memory)
+    assert found == []
+    assert notes[0].endswith("1 times where no descriptor led")
 
 
 @pytest.mark.parametrize("before", [0, 10])
@@ -54,7 +53,10 @@ def test_a_secret_that_is_lent_to_be_read_is_a_leak(before: int) -> None:
     memory.write(AT, MARKER)
     watch.lent(Chain(0, [(AT - before, len(MARKER) + before)], [], memory))
     found, _ = look(watch, memory)
-    assert [e.signature for e in found] == ["planted secret in the bounce pool in bytes lent to be read"]
+    assert [(e.harm, e.signature) for e in found] == [
+        (Harm.LEAK, "planted secret in the bounce pool in bytes lent to be read")]
+    assert MARKER.hex(" ") in found[0].text
+    assert look(watch, memory)[0] == []  # told once a run
 
 
 def test_what_a_buffer_held_that_is_lent_to_be_written_is_noted() -> None:
@@ -66,19 +68,20 @@ def test_what_a_buffer_held_that_is_lent_to_be_written_is_noted() -> None:
     assert "lies 1 times" in notes[0]
 
 
-def test_a_secret_that_reaches_beyond_what_was_lent_is_a_leak() -> None:
+def test_a_secret_of_which_one_byte_is_lent_to_be_read_is_a_leak() -> None:
     watch, memory = prepared()
     memory.write(AT, MARKER)
-    watch.lent(Chain(0, [], [(AT, len(MARKER) - 1)], memory))
+    watch.lent(Chain(0, [(AT, 1)], [], memory))
     assert len(look(watch, memory)[0]) == 1
 
 
 def test_each_run_has_its_own_secret_and_forgets_what_was_lent() -> None:
     watch, memory = prepared()
     memory.write(AT, MARKER)
-    watch.lent(Chain(0, [], [(AT, SLOT)], memory))
+    watch.lent(Chain(0, [(AT, SLOT)], [], memory))
     watch.begin(MARKER)
-    assert len(look(watch, memory)[0]) == 1
+    assert look(watch, memory)[0] == []
+    watch.lent(Chain(0, [(AT, SLOT)], [], memory))
     watch.begin(MARKER[::-1])
     assert look(watch, memory)[0] == []
 

@@ -21,6 +21,7 @@ from chamber.cli.fuzz import fuzz
 from chamber.cli.lab import lab
 from chamber.cli.replay import replay
 from chamber.cli.serve import serve
+from chamber.cli.tdisp import tdisp_group
 from chamber.fuzz.settings import CampaignError
 from chamber.guest.policy_file import PolicyError
 from chamber.lab.observation import TargetError
@@ -40,7 +41,7 @@ def chamber() -> None:
     """Put a malicious host in front of a guest's virtio drivers and see what happens."""
 
 
-for _command in (assess, attacks, fuzz, replay, serve, drive, filter_group, lab, bench):
+for _command in (assess, attacks, fuzz, replay, serve, drive, filter_group, tdisp_group, lab, bench):
     chamber.add_command(_command)
 
 

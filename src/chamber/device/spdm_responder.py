@@ -113,6 +113,7 @@ class SpdmResponder:
         random: returns so many random bytes.
         spoken: versions.
         clear_handshake: whether FINISH may travel in the clear.
+        sequence_size: bytes of a secured message's number that the transport has.
         heartbeat: seconds after which a session without a word is to be taken for dead; 0 for never.
         ended: called with the id of a session that ends, however it does.
         log: gets a line for each message, without anything that is secret.
@@ -126,7 +127,7 @@ class SpdmResponder:
                  measurements: Callable[[], Sequence[Measurement]] = tuple,
                  vendor: Mapping[tuple[int, bytes], Callable[[int | None, bytes], bytes | None]] | None = None,
                  psks: Mapping[bytes, bytes] | None = None, spoken: Sequence[int] = _ALL_VERSIONS,
-                 clear_handshake: bool = False, heartbeat: int = 0,
+                 clear_handshake: bool = False, sequence_size: int = 0, heartbeat: int = 0,
                  ended: Callable[[int], None] = lambda _session: None,
                  log: Callable[[str], None] = lambda _line: None) -> None:
         self._slots = dict(slots)
@@ -136,6 +137,7 @@ class SpdmResponder:
         self._random = random
         self._spoken = tuple(spoken)
         self._clear_handshake = clear_handshake
+        self._sequence_size = sequence_size
         self._heartbeat = heartbeat
         self._ended = ended
         self._log = log
@@ -186,7 +188,7 @@ class SpdmResponder:
             answer = self.respond(payload)
             return None if answer is None else (answer, False)
         try:
-            session = self._sessions.get(SecuredMessage.decode(payload).session_id)
+            session = self._sessions.get(SecuredMessage.decode(payload, self._sequence_size).session_id)
         except WireError:
             session = None
         if session is None:
@@ -316,7 +318,8 @@ class SpdmResponder:
         answer = chosen.encode(SpdmCode.ALGORITHMS)
         self._negotiated += message + answer
         clear = self._clear_handshake and bool(self._requester.flags & Capability.HANDSHAKE_IN_THE_CLEAR)
-        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=False)
+        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=False,
+                              sequence_size=self._sequence_size)
         self._expected = None
         return answer
 

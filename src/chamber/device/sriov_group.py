@@ -89,7 +89,7 @@ class SriovGroup:
 
     def _rung_at(self, number: int, doorbell: int, queue: int) -> None:
         member = self.member(number)
-        if member is not None and not doorbell:
+        if member is not None and not doorbell and not member.held:
             member.notified(queue)
 
     def plug(self, bus: PciBus, slot: int) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.tdi_config import VENDOR_ANALYSED, capability_at, violation
 from chamber.device.tdisp import Event
-from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR
+from chamber.device.virtio_pci import MSIX_BAR, SHARED_MEMORY_BAR
 from chamber.wire.errors import DmaFault
 from chamber.wire.pci import Command
 from chamber.wire.tdi_report import PAGE, InterfaceInfo, InterfaceReport, MmioRange, RangeAttribute
@@ -122,7 +122,7 @@ class Tdi:
         self._quiesce(State.CONFIG_LOCKED)
         self._offset = lock.mmio_reporting_offset
         self._non_tee.clear()
-        self._ranges = {REGISTER_BAR: self._range(REGISTER_BAR)}
+        self._ranges = {self.virtio.register_bar: self._range(self.virtio.register_bar)}
         msix_control = 0
         if lock.flags & LockFlag.LOCK_MSIX and self.function.msix is not None:
             self._ranges[MSIX_BAR] = self._range(MSIX_BAR, RangeAttribute.MSIX_TABLE | RangeAttribute.MSIX_PBA)
@@ -171,7 +171,8 @@ class Tdi:
     def _quiesce(self, state: State) -> None:
         self.state = state
         self.virtio.dma = _Rejected()
-        self.virtio.window_open = state is State.CONFIG_UNLOCKED
+        self.virtio.held = state is not State.CONFIG_UNLOCKED
+        self.virtio.window_open = not self.virtio.held
         self.virtio.reset_device()
 
     # What a host does.

@@ -46,6 +46,7 @@ class TrustedFunction:
         random: returns so many random bytes.
         spoken: versions of SPDM.
         clear_handshake: whether FINISH may travel in the clear.
+        sequence_size: bytes of a secured message's number, where it is not a mailbox that brings it.
         log: gets lines of all that is said, without anything that is secret.
 
     Attributes:
@@ -54,7 +55,8 @@ class TrustedFunction:
         responder: its end of SPDM.
         stream: its end of the encrypted stream, if there is one.
         link: what comes over the stream, if there is one.
-        mailbox_at: where its mailbox is in configuration space.
+        mailbox: what brings it objects.
+        mailbox_at: where that is in configuration space.
 
     """
 
@@ -62,7 +64,7 @@ class TrustedFunction:
                  measurements: Callable[[], Sequence[Measurement]] = tuple, routing_id: int = 0,
                  stream_id: int | None = 0, random: Callable[[int], bytes] = os.urandom,
                  spoken: Sequence[int] = _ALL_VERSIONS, clear_handshake: bool = False,
-                 log: Callable[[str], None] = lambda _line: None) -> None:
+                 sequence_size: int = 0, log: Callable[[str], None] = lambda _line: None) -> None:
         self.tdi = Tdi(virtio, shared=shared, private=private, device_info=describe)
         self._routing_id = routing_id
         self.stream = None if stream_id is None else IdeStream(stream_id)
@@ -77,10 +79,11 @@ class TrustedFunction:
             self.link = IdeLink(self.stream, [self.tdi], completer=routing_id)
         self.responder = SpdmResponder({0: identity}, random=random, measurements=measurements,
                                        vendor={PCI_SIG: self._said}, spoken=spoken, clear_handshake=clear_handshake,
-                                       ended=self._ended, log=log)
-        mailbox = DoeMailbox({(DOE_VENDOR, int(kind)): self._through(secured=secured)
-                              for kind, secured in ((DoeType.SPDM, False), (DoeType.SECURED_SPDM, True))}, log=log)
-        self.mailbox_at = mailbox.add_to(virtio.function)
+                                       sequence_size=sequence_size, ended=self._ended, log=log)
+        self.mailbox = DoeMailbox(
+            {(DOE_VENDOR, int(kind)): self._through(secured=secured)
+             for kind, secured in ((DoeType.SPDM, False), (DoeType.SECURED_SPDM, True))}, log=log)
+        self.mailbox_at = self.mailbox.add_to(virtio.function)
 
     @property
     def state(self) -> State:

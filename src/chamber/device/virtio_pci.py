@@ -97,6 +97,7 @@ class VirtioPci:
         function: the function, honest.
         common: its common configuration.
         dma: guest memory.
+        held: whether a guest has locked it, so that its owner's commands and doorbells do not reach it.
         window_open: whether the window through configuration space leads anywhere.
         register_bar: the BAR that has its registers.
         capabilities: where each of the capabilities is in configuration space, by type.
@@ -108,6 +109,7 @@ class VirtioPci:
                  doorbells: Callable[[int, int], None] | None = None) -> None:
         self.device = device
         self.dma: Dma = _NoDma()
+        self.held = False
         self.window_open = True
         self.register_bar = REGISTER_BAR if doorbells is None else _BESIDE_LEGACY
         self.capabilities: dict[CapabilityType, int] = {}

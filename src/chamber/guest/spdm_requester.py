@@ -100,6 +100,7 @@ class SpdmRequester:
         exchanges: of key exchanges.
         aeads: of ciphers. TDISP takes AES-256-GCM alone.
         clear_handshake: whether FINISH may travel in the clear.
+        sequence_size: bytes of a secured message's number that the transport has.
 
     Attributes:
         suite: what the connection runs with; None before `connect`.
@@ -111,10 +112,12 @@ class SpdmRequester:
                  spoken: Sequence[int] = _KNOWN, hashes: Collection[str] = tuple(HASHES.values()),
                  signatures: Collection[str] = tuple(ASYMMETRIC.values()),
                  exchanges: Collection[str] = tuple(EXCHANGES.values()),
-                 aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False) -> None:
+                 aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False,
+                 sequence_size: int = 0) -> None:
         self._exchange = exchange
         self._random = random
         self._spoken = tuple(spoken)
+        self._sequence_size = sequence_size
         self._offered = {"hash": _bits(HASHES, hashes), "asymmetric": _bits(ASYMMETRIC, signatures),
                          "exchange": _bits(EXCHANGES, exchanges), "aead": _bits(AEADS, aeads)}
         self._flags = _DEFAULT | Capability.HANDSHAKE_IN_THE_CLEAR * clear_handshake
@@ -196,7 +199,9 @@ class SpdmRequester:
         self._take_capabilities(version)
         chosen = self._choose(version)
         clear = bool(self._flags & self.capabilities.flags & Capability.HANDSHAKE_IN_THE_CLEAR)
-        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=bool(chosen.other & OtherParameter.MULTI_KEY))
+        self.suite = Suite.of(chosen, clear_handshake=clear,
+                              multi_key=bool(chosen.other & OtherParameter.MULTI_KEY),
+                              sequence_size=self._sequence_size)
         return self.suite
 
     def _take_capabilities(self, version: int) -> None:
@@ -282,7 +287,7 @@ class SpdmRequester:
         if made.slot != slot or not hmac.compare_digest(made.chain_hash, hash_of(suite.hash, chain.data)) or (
                 suite.version >= 0x13 and made.context != context):
             raise SpdmViolation("an answer is about the certificates, and the context, that it was asked for")
-        transcript = self._negotiated + bytes(self._identity) + request + made.signed
+        transcript = self._negotiated + bytes(self._identity) + request + _without(answer, made.signature)
         self._identity.clear()
         self._check(chain, "challenge_auth signing", transcript, made.signature)
         return made.summary
@@ -312,7 +317,8 @@ class SpdmRequester:
         if made.slot != slot or (suite.version >= 0x13 and made.context != context):
             raise SpdmViolation("an answer is of the slot, and repeats the context, that it was asked for")
         before = self._measured.pop(session or 0, bytearray(self._negotiated if suite.version >= 0x12 else b""))
-        self._check(chain, "measurements signing", bytes(before) + request + made.signed, made.signature)
+        self._check(chain, "measurements signing", bytes(before) + request + _without(answer, made.signature),
+                    made.signature)
         size = digest_size(self._measurement_hash) if self._measurement_hash else 0
         if any(not block.raw and len(block.value) != size for block in made.blocks):
             raise SpdmViolation("a measurement that is not raw is a hash of the algorithm that was chosen")
@@ -327,7 +333,7 @@ class SpdmRequester:
         # What was said so far is signed with the next ones that are.
         key = session or 0
         self._measured.setdefault(key, bytearray(self._negotiated if suite.version >= 0x12 else b""))
-        self._measured[key] += request + made.signed
+        self._measured[key] += request + answer
         return made.total
 
     # Sessions.
@@ -372,7 +378,8 @@ class SpdmRequester:
             raise SpdmViolation("a guest that has no certificate is not asked for one")
         if selected_version(suite.version, made.opaque) != _SECURED_1_1:
             raise SpdmViolation("secured messages have the version that was offered")
-        transcript = self._negotiated + hash_of(suite.hash, chain.data) + request + made.signed
+        transcript = (self._negotiated + hash_of(suite.hash, chain.data) + request
+                      + _without(answer, made.signature + made.proof))
         self._check(chain, "key_exchange_rsp signing", transcript, made.signature)
         shared = ours.agree(made.exchange)
         if shared is None:
@@ -403,7 +410,7 @@ class SpdmRequester:
         if selected_version(suite.version, made.opaque) != _SECURED_1_1:
             raise SpdmViolation("secured messages have the version that was offered")
         session = SpdmSession(suite, asked.session_id | made.session_id << 16, bytearray(secret),
-                              self._negotiated + request + made.proven, psk=True, requester=True)
+                              self._negotiated + request + _without(answer, made.proof), psk=True, requester=True)
         self._add(session)
         self._must_prove(session, made.proof)
         self._finish(session, SpdmCode.PSK_FINISH, SpdmCode.PSK_FINISH_RSP)
@@ -511,3 +518,8 @@ class SpdmRequester:
 
 def _bits(names: dict[int, str], wanted: Collection[str]) -> int:
     return sum(bit for bit, name in names.items() if name in wanted)
+
+
+def _without(answer: bytes, end: bytes) -> bytes:
+    """Return an answer without what it ends with: bytes as they came, also those that nobody looks at, are signed."""
+    return answer[:len(answer) - len(end)]

@@ -28,9 +28,10 @@ _CONTEXT: Final = 16
 class PoolWatch:
     """Knows which bytes of the pool were lent by a descriptor, and what must not be in it.
 
-    A secret in bytes that were lent to be read, or that no descriptor ever led to, is a leak. In bytes that were lent
-    to be written it is what the buffer held before: Linux shows it to the host by design, with an honest host as well.
-    That is noted, and not held against an attack.
+    A secret in bytes that were lent to be read is a leak. In bytes that were lent to be written it is what the buffer
+    held before: Linux shows it to the host by design, with an honest host as well. Where no descriptor led that was
+    seen, it may be the same: a driver maps a whole page and lends it piece by piece, or a device under attack never
+    looks at a ring. Both are noted, and not held against an attack.
 
     Args:
         pool: addresses of the bounce pool.
@@ -67,20 +68,22 @@ class PoolWatch:
         """
         # A view: this is no read of the device's, and those who watch what it reads are not to see it.
         data = bytes(dma.view(self._pool.start, len(self._pool)))
-        stale = 0
+        stale = unseen = 0
         for match in re.finditer(re.escape(self._marker), data) if self._marker else ():
             ways = set(self._lent[match.start():match.end()])
-            if ways == {_WRITABLE}:
-                stale += 1
+            if _READABLE in ways:
+                self._tell(match.start(), data, found)
+            elif _UNLENT in ways:
+                unseen += 1
             else:
-                self._tell("in bytes lent to be read" if _READABLE in ways else "where nothing was lent", match.start(),
-                           data, found)
+                stale += 1
         held = sum(data.count(0, at, at + SLOT) < SLOT for at in range(0, len(data), SLOT))
         note(f"pool: {held} of {len(data) // SLOT} slots hold data; "
-             f"the planted secret lies {stale} times in buffers lent to be written")
+             f"the planted secret lies {stale} times in buffers lent to be written, "
+             f"{unseen} times where no descriptor led")
 
-    def _tell(self, where: str, at: int, data: bytes, found: Callable[[Evidence], None]) -> None:
-        signature = f"planted secret in the bounce pool {where}"
+    def _tell(self, at: int, data: bytes, found: Callable[[Evidence], None]) -> None:
+        signature = "planted secret in the bounce pool in bytes lent to be read"
         if signature not in self._signatures:
             self._signatures.add(signature)
             begin = max(0, at - _CONTEXT)

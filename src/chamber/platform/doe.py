@@ -140,14 +140,15 @@ class DoeMailbox:
         except WireError as error:
             self._fail(error.rule)
             return
-        answer = self._answer(request)
+        answer = self.answer(request)
         if answer is None:
             return
         response = DataObject(request.vendor, request.type, answer).encode()
         self._outgoing = [response[at:at + WORD] for at in range(0, len(response), WORD)]
         self._tell(DoeStatus.READY)
 
-    def _answer(self, request: DataObject) -> bytes | None:
+    def answer(self, request: DataObject) -> bytes | None:
+        """Answer an object that came by another way than registers; return the answer's payload, None for none."""
         respond = self._protocols.get((request.vendor, request.type))
         if respond is None:
             self._log(f"object of vendor {request.vendor:#x}, type {request.type}: discarded, nobody answers these")

@@ -59,6 +59,7 @@ class Suite:
         requester_asymmetric: what the requester signs with; empty where it does not.
         clear_handshake: whether FINISH travels in the clear.
         multi_key: whether a responder's keys are told apart.
+        sequence_size: bytes of a secured message's number that go with it.
 
     """
 
@@ -70,13 +71,14 @@ class Suite:
     requester_asymmetric: str = ""
     clear_handshake: bool = False
     multi_key: bool = False
+    sequence_size: int = 0
 
     @classmethod
-    def of(cls, chosen: Algorithms, *, clear_handshake: bool, multi_key: bool) -> Suite:
+    def of(cls, chosen: Algorithms, *, clear_handshake: bool, multi_key: bool, sequence_size: int) -> Suite:
         """Make one of ALGORITHMS, whose bits are single ones that there are names for, or none."""
         return cls(chosen.version, HASH_BITS[chosen.hash], ASYMMETRIC.get(chosen.asymmetric, ""),
                    EXCHANGES.get(chosen.exchange, ""), AEADS.get(chosen.aead, ""),
-                   ASYMMETRIC.get(chosen.requester_asymmetric, ""), clear_handshake, multi_key)
+                   ASYMMETRIC.get(chosen.requester_asymmetric, ""), clear_handshake, multi_key, sequence_size)
 
     @property
     def agreed(self) -> Agreed:

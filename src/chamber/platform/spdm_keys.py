@@ -124,11 +124,11 @@ class KeySchedule:
         """Return the secret that follows one (KEY_UPDATE)."""
         return self.expand(secret, self.hash_size, "traffic upd")
 
-    def direction(self, secret: bytes | bytearray, aead: str, session_id: int) -> Direction:
+    def direction(self, secret: bytes | bytearray, aead: str, session_id: int, sequence_size: int = 0) -> Direction:
         """Make one direction of a session."""
         size, _ = AEADS[aead]
         key, iv = self.expand(secret, size, "key"), self.expand(secret, _IV_SIZE, "iv")
-        made = Direction(aead, key, iv, session_id)
+        made = Direction(aead, key, iv, session_id, sequence_size)
         wipe(key, iv)
         return made
 
@@ -148,15 +148,23 @@ class Direction:
         key: its key.
         iv: what numbers are mixed with.
         session_id: half of each end.
+        sequence_size: bytes of a message's number that go with it.
 
     """
 
-    def __init__(self, aead: str, key: bytes | bytearray, iv: bytes | bytearray, session_id: int) -> None:
+    def __init__(self, aead: str, key: bytes | bytearray, iv: bytes | bytearray, session_id: int,
+                 sequence_size: int = 0) -> None:
         _, make = AEADS[aead]
         self._cipher: AESGCM | ChaCha20Poly1305 | None = make(bytes(key))
         self._iv = bytearray(iv)
         self._session_id = session_id
+        self._sequence_size = sequence_size
         self._next = 0
+
+    @property
+    def _sequence(self) -> bytes:
+        """What goes with the next message of its number."""
+        return self._next.to_bytes(_SEQUENCE_SIZE, "little")[:self._sequence_size]
 
     def _take(self) -> tuple[AESGCM | ChaCha20Poly1305, bytes]:
         if self._cipher is None:
@@ -177,9 +185,10 @@ class Direction:
 
         """
         plain = len(message).to_bytes(2, "little") + message
+        sequence = self._sequence
         cipher, nonce = self._take()
-        head = SecuredMessage(self._session_id, bytes(len(plain) + 16)).head
-        return SecuredMessage(self._session_id, cipher.encrypt(nonce, plain, head)).encode()
+        head = SecuredMessage(self._session_id, bytes(len(plain) + 16), sequence).head
+        return SecuredMessage(self._session_id, cipher.encrypt(nonce, plain, head), sequence).encode()
 
     def open(self, data: bytes) -> bytes:
         """Open a message.
@@ -189,13 +198,13 @@ class Direction:
 
         """
         try:
-            message = SecuredMessage.decode(data)
+            message = SecuredMessage.decode(data, self._sequence_size)
         except WireError as error:
             self.close()
             raise RecordError(error.rule) from error
-        if message.session_id != self._session_id:
+        if message.session_id != self._session_id or message.sequence != self._sequence:
             self.close()
-            raise RecordError("a message is of the session that it comes in")
+            raise RecordError("a message is of the session that it comes in, and has the next number")
         cipher, nonce = self._take()
         try:
             plain = cipher.decrypt(nonce, message.sealed, message.head)

@@ -54,7 +54,7 @@ class SpdmSession:
         self._directions = [self._direction(secret) for secret in self._secrets]
 
     def _direction(self, secret: bytearray) -> Direction:
-        return self._schedule.direction(secret, self._suite.aead, self.id)
+        return self._schedule.direction(secret, self._suite.aead, self.id, self._suite.sequence_size)
 
     @property
     def _mine(self) -> int:

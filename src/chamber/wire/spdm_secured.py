@@ -1,4 +1,7 @@
-"""Secured messages of SPDM over a mailbox for data objects (DMTF DSP0277): what is around what is sealed."""
+"""Secured messages of SPDM (DMTF DSP0277): what is around what is sealed.
+
+A mailbox and TCP have no sequence numbers, as they lose nothing; MCTP has two bytes of them (DSP0276).
+"""
 
 from __future__ import annotations
 
@@ -21,33 +24,36 @@ class SecuredMessage:
     Attributes:
         session_id: half of each end.
         sealed: ciphertext and tag.
+        sequence: the low bytes of the message's number, where the transport has them.
 
     """
 
     session_id: int
     sealed: bytes
+    sequence: bytes = b""
 
     @property
     def head(self) -> bytes:
         """What stands before it, and is authenticated with it."""
-        return self.session_id.to_bytes(4, "little") + len(self.sealed).to_bytes(2, "little")
+        return self.session_id.to_bytes(4, "little") + self.sequence + len(self.sealed).to_bytes(2, "little")
 
     def encode(self) -> bytes:
         """Return its bytes."""
         return self.head + self.sealed
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
+    def decode(cls, data: bytes, sequence_size: int = 0) -> Self:
         """Read one; bytes behind it fill a double word up.
 
         Raises:
             WireError: it does not hold what it says.
 
         """
-        if len(data) < _HEAD:
+        start = _HEAD + sequence_size
+        if len(data) < start:
             raise WireError("a secured message has a head", spec=_SPEC, detail=f"{len(data)} bytes")
-        size = int.from_bytes(data[4:_HEAD], "little")
-        if not TAG_SIZE <= size <= len(data) - _HEAD:
+        size = int.from_bytes(data[start - 2:start], "little")
+        if not TAG_SIZE <= size <= len(data) - start:
             raise WireError("a secured message has a tag, and ends in what carries it", spec=_SPEC,
-                            detail=f"{size} of {len(data) - _HEAD} bytes")
-        return cls(int.from_bytes(data[:4], "little"), data[_HEAD:_HEAD + size])
+                            detail=f"{size} of {len(data) - start} bytes")
+        return cls(int.from_bytes(data[:4], "little"), data[start:start + size], data[4:start - 2])

@@ -1,0 +1,291 @@
+"""``chamber tdisp``: trusted devices, served and looked at, in the framing of DMTF's emulators."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from chamber.assess.printable import printable
+from chamber.cli.interrupt import InterruptOnce
+from chamber.device.catalogue import TYPES, make_device
+from chamber.device.spdm_identity import KEY_KINDS, make_slot
+from chamber.device.trusted_function import TrustedFunction
+from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
+from chamber.guest.spdm_requester import SpdmRequester
+from chamber.guest.trust_policy import SCHEMA, load_trust
+from chamber.guest.untrusted import ENFORCING, DeviceViolation
+from chamber.guest.verifier import NotTrusted, Verifier
+from chamber.guest.virtio_tdi import map_by_report
+from chamber.lab.observation import TargetError
+from chamber.link.spdm_socket import SpdmClient, SpdmServer, SpdmSilence
+from chamber.platform.ide import IdeStream
+from chamber.platform.spdm_crypto import hash_of
+from chamber.wire.device_types import FEATURES
+from chamber.wire.doe import DataObject
+from chamber.wire.errors import DmaFault, WireError
+from chamber.wire.pci import HEADER, Command
+from chamber.wire.spdm_emulator import Transport
+from chamber.wire.spdm_messages import Measurement, MeasurementType
+from chamber.wire.tdi_report import PAGE, InterfaceReport
+from chamber.wire.tdisp import FunctionId
+from chamber.wire.virtio import DeviceType, feature_names
+
+if TYPE_CHECKING:
+    from chamber.device.spdm_responder import CertificateSlot
+    from chamber.guest.verifier import Attested
+
+__all__ = ("tdisp_group",)
+
+_BARS: Final = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
+_MEASURED: Final = (
+    Measurement(1, MeasurementType.ROM, b"boot code of a device that there is not"),
+    Measurement(2, MeasurementType.FIRMWARE, b"chamber"),
+    Measurement(3, MeasurementType.SECURE_VERSION, (1).to_bytes(8, "little")))
+"""What a device that Chamber serves says that it runs."""
+_MOST_REPORT: Final = 1 << 17
+_VERSIONS: Final = {"1.1": 0x11, "1.2": 0x12, "1.3": 0x13, "1.4": 0x14}
+_KINDS: Final = {kind.short: kind for kind in TYPES}
+_TRANSPORTS: Final = {transport.name.lower(): transport for transport in Transport}
+
+
+@click.group("tdisp")
+def tdisp_group() -> None:
+    """Serve, attest and look at devices that become part of a guest's trusted base (docs/tdisp.md)."""
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]
+    name = "HOST:PORT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
+            self.fail(f"{value!r} is no HOST:PORT", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+class _Nowhere:
+    """Memory of a guest that is not there."""
+
+    def read(self, address: int, length: int) -> bytes:
+        raise DmaFault(address, length, "read", "no guest is there")
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        raise DmaFault(address, len(data), "write", "no guest is there")
+
+    def view(self, address: int, length: int) -> memoryview:
+        raise DmaFault(address, length, "view", "no guest is there")
+
+
+_transport = click.option("--transport", type=click.Choice(sorted(_TRANSPORTS)), default="doe", show_default=True,
+                          help="What carries SPDM.")
+_function = click.option("--function", "function", default="beef", show_default=True, metavar="HEX",
+                         help="Requester id of the interface; that of DMTF's emulators by default.")
+
+
+def _function_id(text: str) -> FunctionId:
+    try:
+        number = int(text, 16)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 0xFFFF:
+        raise click.UsageError(f"--function: {text!r} is no requester id")
+    return FunctionId(number)
+
+
+def _served(kind: DeviceType, identity: CertificateSlot, function: FunctionId, transport: Transport,
+            log: Any) -> TrustedFunction:  # noqa: ANN401 - what takes lines
+    device = TrustedFunction(
+        VirtioPci(make_device(kind)), identity, shared=_Nowhere(), private=_Nowhere(), measurements=lambda: _MEASURED,
+        routing_id=int(function), sequence_size=transport.sequence_size, spoken=tuple(_VERSIONS.values()), log=log)
+    _enable(device)
+    return device
+
+
+def _enable(device: TrustedFunction) -> None:
+    """Place its base addresses and switch it on, as firmware does: one that is not can't be locked."""
+    for bar, base in _BARS.items():
+        device.tdi.write_config(HEADER[f"bar{bar}"].offset, base.to_bytes(4, "little"))
+    device.tdi.write_config(HEADER["command"].offset, (Command.MEMORY | Command.BUS_MASTER).to_bytes(2, "little"))
+
+
+@tdisp_group.command()
+@click.option("--listen", "address", type=_Address(), required=True, help="Where; port 0 for any that is free.")
+@_transport
+@click.option("--device", "short", type=click.Choice(sorted(_KINDS)), default="blk", show_default=True)
+@click.option("--key", type=click.Choice(sorted(KEY_KINDS)), default="P-384", show_default=True,
+              help="What kind of key the device signs with.")
+@_function
+@click.option("--write-policy", type=click.Path(path_type=Path), help="Write a policy that trusts this device here.")
+@click.option("--once", is_flag=True, help="End with the first connection.")
+@click.option("--trace", is_flag=True, help="Print what is said.")
+def serve(address: tuple[str, int], transport: str, short: str, key: str, function: str, write_policy: Path | None,
+          once: bool, trace: bool) -> None:
+    """Serve a trusted virtio device, with an identity that is made for it now."""
+    identity, number, chosen = make_slot(key, name=f"virtio-{short}"), _function_id(function), _TRANSPORTS[transport]
+    device = _served(_KINDS[short], identity, number, chosen,
+                     (lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
+    if write_policy is not None:
+        _write_policy(write_policy, identity, short)
+
+    def answer(message: bytes) -> bytes | None:
+        if chosen is Transport.DOE:
+            asked = DataObject.decode(message)
+            made = device.mailbox.answer(asked)
+            return None if made is None else DataObject(asked.vendor, asked.type, made).encode()
+        payload, secured = chosen.unwrap(message)
+        said = device.responder.handle(payload, secured=secured)
+        return None if said is None else chosen.wrap(said[0], secured=said[1])
+
+    def answer_or_drop(message: bytes) -> bytes | None:
+        try:
+            return answer(message)
+        except WireError as error:
+            if trace:
+                click.echo(printable(f"dropped: {error}"))
+            return None
+
+    def connected() -> None:
+        device.reset()
+        _enable(device)
+
+    try:
+        server = SpdmServer(address, chosen, answer_or_drop, connected)
+    except OSError as error:
+        raise click.UsageError(f"{address[0]}:{address[1]}: {error.strerror or error}") from None
+    with InterruptOnce():
+        try:
+            click.echo(f"serving {short} on {address[0]}:{server.port}, function {int(number):#06x}", err=True)
+            while True:
+                server.serve_one()
+                if once:
+                    return
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+        finally:
+            server.close()
+            device.close()
+
+
+def _write_policy(path: Path, identity: CertificateSlot, short: str) -> None:
+    root = identity.certificates[0].fingerprint(hashes.SHA256()).hex()
+    rows = []
+    for block in _MEASURED:
+        name = MeasurementType(block.type).name.lower().replace("_", "-")
+        what = (f"least = {int.from_bytes(block.value, 'little')}" if block.type is MeasurementType.SECURE_VERSION else
+                f'value = "{hash_of("SHA-384", block.value).hex()}"')
+        rows.append(f'[[measurement]]\nindex = {block.index}\ntype = "{name}"\n{what}\n')
+    text = (f'schema = "{SCHEMA}"\nname = "served {short}"\nroots = ["{root}"]\ncomplete = true\n\n' + "\n".join(rows)
+            + f'\n[device]\ntype = "{short}"\n')
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from None
+
+
+@tdisp_group.command()
+@click.option("--connect", "address", type=_Address(), required=True, help="Where the device is.")
+@_transport
+@click.option("--policy", "policy", type=click.Path(path_type=Path), required=True,
+              help="Which devices are trusted (docs/tdisp.md).")
+@_function
+@click.option("--spdm", type=click.Choice(sorted(_VERSIONS)), help="This version of SPDM; the highest by default.")
+@click.option("--stream", type=click.IntRange(-1, 255), default=0, show_default=True,
+              help="IDE stream to set keys of; -1 for a device that needs none.")
+@click.option("--report-out", type=click.Path(path_type=Path), help="Write the interface report here.")
+@click.option("--json", "as_text", is_flag=True, help="Print JSON.")
+def attest(address: tuple[str, int], transport: str, policy: Path, function: str, spdm: str | None, stream: int,
+           report_out: Path | None, as_text: bool) -> int:
+    """Take a device up to RUN, and stop it; exit status 1 when a check fails."""
+    trust, chosen, number = load_trust(policy), _TRANSPORTS[transport], _function_id(function)
+    try:
+        with SpdmClient(address, chosen) as client:
+            options: dict[str, Any] = {} if spdm is None else {"spoken": (_VERSIONS[spdm],)}
+            requester = SpdmRequester(client.exchange, os.urandom, sequence_size=chosen.sequence_size, **options)
+            verifier = Verifier(requester, number, trust, now=datetime.now(UTC), random=os.urandom,
+                                stream=None if stream < 0 else IdeStream(stream))
+            try:
+                verifier.attest()
+                verifier.give_up()
+            except NotTrusted:
+                pass
+            finally:
+                requester.close()
+    except SpdmSilence as error:
+        raise TargetError(f"{address[0]}:{address[1]}: {error}") from None
+    seen = verifier.seen
+    if report_out is not None and seen.report is not None:
+        report_out.write_bytes(seen.report[0])
+    if as_text:
+        click.echo(json.dumps(_as_json(seen, trust.name), indent=1))
+    else:
+        for check in seen.checks:
+            click.echo(printable(f"{'ok  ' if check.holds else 'FAIL'}  {check.name:13} {check.detail}"))
+        held = all(check.holds for check in seen.checks)
+        click.echo(f"the device {'is' if held else 'is not'} trusted by policy {trust.name}")
+    return int(not all(check.holds for check in seen.checks))
+
+
+def _as_json(seen: Attested, policy: str) -> dict[str, Any]:
+    return {
+        "schema": "chamber-attest/1", "policy": policy,
+        "trusted": bool(seen.checks) and all(check.holds for check in seen.checks),
+        "checks": [{"name": check.name, "holds": check.holds, "detail": printable(check.detail)}
+                   for check in seen.checks],
+        "certificates": [] if seen.chain is None else [one.public_bytes(Encoding.PEM).decode()
+                                                       for one in seen.chain.certificates],
+        "measurements": [{"index": block.index, "type": block.type, "raw": block.raw, "value": block.value.hex()}
+                         for block in seen.measurements],
+        "report": None if seen.report is None else {**_report_json(seen.report[1]), "bytes": seen.report[0].hex()}}
+
+
+def _report_json(report: InterfaceReport) -> dict[str, Any]:
+    return {"ranges": [{"range_id": span.range_id, "address": span.first_page * PAGE, "bytes": span.pages * PAGE,
+                        "attributes": [flag.name for flag in span.attributes]} for span in report.ranges],
+            "info": [flag.name for flag in report.info], "msix_control": report.msix_control,
+            "device_specific": report.device_specific.hex()}
+
+
+@tdisp_group.command("report")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--offset", default=0, help="The reporting offset that the interface was locked with.")
+@click.option("--json", "as_text", is_flag=True, help="Print JSON.")
+def show_report(file: Path, offset: int, as_text: bool) -> int:
+    """Decode an interface report, and check what it says of a virtio device; exit status 1 when a check fails."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MOST_REPORT)
+        report = InterfaceReport.decode(data)
+    except OSError as error:
+        raise click.UsageError(f"{file}: {error.strerror}") from None
+    except WireError as error:
+        raise click.UsageError(f"{file}: no interface report: {error}") from None
+    wrong, info = "", None
+    try:
+        _, info = map_by_report(report, {span.range_id: span.first_page * PAGE - offset for span in report.ranges},
+                                ENFORCING, slot=0, reporting_offset=offset)
+    except DeviceViolation as violation:
+        wrong = str(violation)
+    if as_text:
+        click.echo(json.dumps({"schema": "chamber-report/1", **_report_json(report), "violation": printable(wrong)},
+                              indent=1))
+        return int(bool(wrong))
+    for span in report.ranges:
+        flags = ", ".join(flag.name or "" for flag in span.attributes) or "TEE memory"
+        click.echo(f"BAR {span.range_id}: {span.first_page * PAGE:#x}, {span.pages} pages: {flags}")
+    if info is not None:
+        known = info.device_type in set(DeviceType)
+        kind = DeviceType(info.device_type).short if known else str(info.device_type)
+        spaces = [FEATURES[DeviceType(info.device_type)]] if known and DeviceType(info.device_type) in FEATURES else []
+        names = feature_names(info.features, *spaces)
+        click.echo(f"virtio {kind}, {len(info.queue_sizes)} queues, guarantees "
+                   f"{', '.join(flag.name or '' for flag in info.guarantees)}")
+        click.echo(f"features {info.features:#x}: {', '.join(names)}")
+    click.echo(printable(f"refused: {wrong}") if wrong else "a driver can be bound by it")
+    return int(bool(wrong))
