@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from chamber.assess.printable import printable
 from chamber.cli.interrupt import InterruptOnce
+from chamber.cli.tdisp_compare import ask_everything
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.spdm_identity import KEY_KINDS, make_slot
 from chamber.device.trusted_function import TrustedFunction
@@ -289,3 +290,31 @@ def show_report(file: Path, offset: int, as_text: bool) -> int:
         click.echo(f"features {info.features:#x}: {', '.join(names)}")
     click.echo(printable(f"refused: {wrong}") if wrong else "a driver can be bound by it")
     return int(bool(wrong))
+
+
+@tdisp_group.command()
+@click.argument("one", type=_Address())
+@click.argument("other", type=_Address())
+@_transport
+@_function
+@click.option("--json", "as_text", is_flag=True, help="Print JSON.")
+def compare(one: tuple[str, int], other: tuple[str, int], transport: str, function: str, as_text: bool) -> int:
+    """Ask two devices the same, message by message; exit status 1 where they differ."""
+    chosen, number = _TRANSPORTS[transport], _function_id(function)
+    said: list[dict[str, str]] = []
+    for address in (one, other):
+        try:
+            said.append(dict(ask_everything(address, chosen, number)))
+        except SpdmSilence as error:
+            raise TargetError(f"{address[0]}:{address[1]}: {error}") from None
+    names = list(dict.fromkeys((*said[0], *said[1])))
+    rows = [(name, *(printable(answers.get(name, "not asked")) for answers in said)) for name in names]
+    differ = [row for row in rows if row[1] != row[2]]
+    if as_text:
+        click.echo(json.dumps({"schema": "chamber-compare/1", "differ": len(differ), "answers": [
+            {"asked": name, "one": first, "other": second} for name, first, second in rows]}, indent=1))
+    else:
+        for name, first, second in rows:
+            click.echo(f"  {name}: {first}" if first == second else f"! {name}: {first}\n  {'':{len(name)}}  {second}")
+        click.echo(f"{len(rows)} questions, {len(differ)} answered differently")
+    return int(bool(differ))
