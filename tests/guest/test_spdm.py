@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -320,3 +321,30 @@ def test_any_answer_is_taken_or_refused_with_its_rule(data: bytes, at: int, head
     pair.passes = lambda honest, _secured, up: honest if up else (honest[:2] + data if headed else data)
     with contextlib.suppress(SpdmViolation):
         _STEPS[at](pair)
+
+
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_keys_that_are_told_apart_are_part_of_what_is_signed(version: int, clear: bool) -> None:
+    pair = Pair(version=version, clear=clear, slots={0: slot(), 2: make_slot()}, multi_key=True)
+    suite = pair.requester.connect()
+    assert suite.multi_key == (version >= 0x13)
+    pair.requester.certificates(0)
+    pair.requester.certificates(2)
+    if suite.multi_key:
+        with pytest.raises(SpdmViolation, match="before a session"):
+            pair.requester.start_session(2)
+    assert sorted(pair.requester.digests()) == [0, 2]
+    session, _ = pair.requester.start_session(2)
+    assert pair.requester.say(session, PCI_SIG, b"abc") == b"cba"
+    pair.requester.measurements(slot=2)
+    with pytest.raises(SpdmViolation, match="beside the certificates"):
+        pair.requester.challenge(1)
+
+
+def test_an_answer_that_the_other_end_can_not_take_is_refused() -> None:
+    pair = Pair()
+    pair.requester.connect()
+    pair.responder._requester = replace(pair.responder._requester, transfer_size=42)
+    with pytest.raises(SpdmViolation, match="RESPONSE_TOO_LARGE"):
+        pair.requester.digests()

@@ -65,6 +65,7 @@ _TCB: Final = frozenset({MeasurementType.ROM, MeasurementType.FIRMWARE, Measurem
 _PREFERRED_HASHES: Final = ("SHA-384", "SHA-256", "SHA-512", "SHA3-384", "SHA3-256", "SHA3-512")
 _PREFERRED_EXCHANGES: Final = ("P-384", "P-256", "P-521")
 _PREFERRED_AEADS: Final = ("AES-256-GCM", "CHACHA20_POLY1305", "AES-128-GCM")
+_MULTI_KEY_SINCE: Final = 0x13
 _SIGNED: Final = 1
 _RAW: Final = 2
 
@@ -167,6 +168,7 @@ class SpdmResponder:
         self._version_said = 0
         self._measurement_hash = ""
         self._pending: int | None = None
+        self._told_apart = b""
         self._psk_sessions: set[int] = set()
 
     def close(self) -> None:
@@ -232,6 +234,9 @@ class SpdmResponder:
             self._check_order(SpdmCode(code), message[0], session)
             agreed = self.suite.agreed if self.suite is not None else None
             answer = handler(message[:message_size(message, agreed)], session)
+            if answer is not None and len(answer) > self._requester.transfer_size:
+                # Whoever asks can't take so much at once, and chunks are not offered.
+                raise _RefusedError(ErrorCode.RESPONSE_TOO_LARGE)
         except WireError as error:
             self._log(f"refused: {error}")
             answer = head(version, SpdmCode.ERROR, ErrorCode.INVALID_REQUEST)
@@ -295,6 +300,8 @@ class SpdmResponder:
             flags |= Capability.PSK_WITH_CONTEXT
         if self._clear_handshake:
             flags |= Capability.HANDSHAKE_IN_THE_CLEAR
+        if self._slots and message[0] >= _MULTI_KEY_SINCE:
+            flags |= Capability.MULTI_KEY_NEGOTIABLE
         answer = Capabilities(message[0], flags).encode(SpdmCode.CAPABILITIES)
         self._negotiated += message + answer
         self._expected = SpdmCode.NEGOTIATE_ALGORITHMS
@@ -310,6 +317,8 @@ class SpdmResponder:
         self._measurement_hash = HASHES[chosen_hash]
         measured = next((bit for bit, name in MEASUREMENT_HASHES.items() if name == self._measurement_hash), 0)
         other = OtherParameter.OPAQUE_FORMAT_1 & offered.other
+        if self._slots and message[0] >= _MULTI_KEY_SINCE:
+            other |= OtherParameter.MULTI_KEY & offered.other
         chosen = Algorithms(
             message[0], signed, chosen_hash,
             _first(EXCHANGES, offered.exchange, _PREFERRED_EXCHANGES) if secured else 0,
@@ -318,7 +327,7 @@ class SpdmResponder:
         answer = chosen.encode(SpdmCode.ALGORITHMS)
         self._negotiated += message + answer
         clear = self._clear_handshake and bool(self._requester.flags & Capability.HANDSHAKE_IN_THE_CLEAR)
-        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=False,
+        self.suite = Suite.of(chosen, clear_handshake=clear, multi_key=bool(other & OtherParameter.MULTI_KEY),
                               sequence_size=self._sequence_size)
         self._expected = None
         return answer
@@ -340,7 +349,9 @@ class SpdmResponder:
         if not self._slots:
             raise _RefusedError(ErrorCode.UNSUPPORTED_REQUEST, message[1])
         digests = {slot: hash_of(suite.hash, self._chain(slot)) for slot in self._slots}
-        answer = Digests(suite.version, digests).encode()
+        answer = Digests(suite.version, digests, suite.multi_key).encode()
+        if suite.multi_key:
+            self._told_apart = answer
         if session is None:
             self._identity[:] = message + answer
         return answer
@@ -444,7 +455,10 @@ class SpdmResponder:
             raise _RefusedError(ErrorCode.INVALID_REQUEST)
         made = KeyExchangeAnswer(suite.version, self._heartbeat, session_id >> 16, self._random(NONCE_SIZE), public,
                                  summary, version_choice(suite.version) if offered else b"")
-        transcript = (bytes(self._negotiated) + hash_of(suite.hash, self._chain(request.slot)) + message + made.signed)
+        if suite.multi_key and not self._told_apart:
+            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+        transcript = (bytes(self._negotiated) + self._told_apart + hash_of(suite.hash, self._chain(request.slot))
+                      + message + made.signed)
         signature = sign(slot.key, suite.asymmetric, suite, "key_exchange_rsp signing", transcript)
         session = SpdmSession(suite, session_id, shared, transcript + signature, requester=False)
         self._sessions[session_id] = session

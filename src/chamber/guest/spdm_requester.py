@@ -66,6 +66,7 @@ __all__ = ("SpdmRequester", "SpdmViolation")
 
 _T = TypeVar("_T")
 _KNOWN: Final = (0x14, 0x13, 0x12, 0x11)
+_MULTI_KEY_SINCE: Final = 0x13
 _MOST_CHAIN: Final = 0xFFFF
 _LEAST_PORTION: Final = 64
 _SECURED_1_1: Final = 0x1100
@@ -101,6 +102,7 @@ class SpdmRequester:
         aeads: of ciphers. TDISP takes AES-256-GCM alone.
         clear_handshake: whether FINISH may travel in the clear.
         sequence_size: bytes of a secured message's number that the transport has.
+        multi_key: whether a device with several keys is to tell them apart (1.3).
 
     Attributes:
         suite: what the connection runs with; None before `connect`.
@@ -113,7 +115,7 @@ class SpdmRequester:
                  signatures: Collection[str] = tuple(ASYMMETRIC.values()),
                  exchanges: Collection[str] = tuple(EXCHANGES.values()),
                  aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False,
-                 sequence_size: int = 0) -> None:
+                 sequence_size: int = 0, multi_key: bool = False) -> None:
         self._exchange = exchange
         self._random = random
         self._spoken = tuple(spoken)
@@ -121,6 +123,8 @@ class SpdmRequester:
         self._offered = {"hash": _bits(HASHES, hashes), "asymmetric": _bits(ASYMMETRIC, signatures),
                          "exchange": _bits(EXCHANGES, exchanges), "aead": _bits(AEADS, aeads)}
         self._flags = _DEFAULT | Capability.HANDSHAKE_IN_THE_CLEAR * clear_handshake
+        self._multi_key = multi_key
+        self._told_apart = b""
         self.suite: Suite | None = None
         self.capabilities = Capabilities(0, Capability(0))
         self._measurement_hash = ""
@@ -211,7 +215,10 @@ class SpdmRequester:
         self.capabilities = self._decoded(lambda: Capabilities.decode(answer, SpdmCode.CAPABILITIES))
 
     def _choose(self, version: int) -> Algorithms:
-        wanted = Algorithms(version, **self._offered, measurements=True, other=OtherParameter.OPAQUE_FORMAT_1)
+        apart = self._multi_key and version >= _MULTI_KEY_SINCE and bool(
+            self.capabilities.flags & Capability.MULTI_KEY_NEGOTIABLE)
+        other = OtherParameter.OPAQUE_FORMAT_1 | OtherParameter.MULTI_KEY * apart
+        wanted = Algorithms(version, **self._offered, measurements=True, other=other)
         request = wanted.encode(SpdmCode.NEGOTIATE_ALGORITHMS)
         answer = self._ask(request, SpdmCode.ALGORITHMS)
         self._negotiated += request + answer
@@ -222,6 +229,8 @@ class SpdmRequester:
             if bits & ~offered or bits.bit_count() > 1 or (needed and not bits):
                 # Two, or what was not offered, would be a downgrade to whatever the host likes.
                 raise SpdmViolation("a device chooses one of each kind that was offered", f"{name}: {bits:#x}")
+        if chosen.other & ~other:
+            raise SpdmViolation("a device chooses other parameters of those that were offered")
         self._measurement_hash = MEASUREMENT_HASHES.get(chosen.measurement_hash, "")
         return chosen
 
@@ -232,6 +241,8 @@ class SpdmRequester:
         suite = self._ready()
         request = head(suite.version, SpdmCode.GET_DIGESTS)
         answer = self._ask(request, SpdmCode.DIGESTS, self._session(session))
+        if suite.multi_key:
+            self._told_apart = answer
         if session is None:
             self._identity[:] = request + answer
         return self._decoded(lambda: Digests.decode(answer, suite.agreed)).digests
@@ -368,6 +379,8 @@ class SpdmRequester:
         suite, chain = self._ready(), self._key(slot)
         if not suite.exchange or not suite.aead:
             raise SpdmViolation("a session has a key exchange and a cipher")
+        if suite.multi_key and not self._told_apart:
+            raise SpdmViolation("a device that tells its keys apart has said so before a session")
         ours = Exchange(suite.exchange)
         asked = KeyExchange(suite.version, summary, slot, self._half(), self._random(NONCE_SIZE), ours.public,
                             version_offer(suite.version))
@@ -378,7 +391,7 @@ class SpdmRequester:
             raise SpdmViolation("a guest that has no certificate is not asked for one")
         if selected_version(suite.version, made.opaque) != _SECURED_1_1:
             raise SpdmViolation("secured messages have the version that was offered")
-        transcript = (self._negotiated + hash_of(suite.hash, chain.data) + request
+        transcript = (self._negotiated + self._told_apart + hash_of(suite.hash, chain.data) + request
                       + _without(answer, made.signature + made.proof))
         self._check(chain, "key_exchange_rsp signing", transcript, made.signature)
         shared = ours.agree(made.exchange)
@@ -511,6 +524,7 @@ class SpdmRequester:
             self._lose(session)
         self.suite = None
         self._negotiated = b""
+        self._told_apart = b""
         self._identity.clear()
         self._measured.clear()
         self._chains.clear()
