@@ -14,14 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chamber.device.spdm_identity import KEY_KINDS, make_slot
-from chamber.device.spdm_responder import CertificateSlot, SpdmResponder
+from chamber.device.spdm_responder import SpdmResponder
 from chamber.guest.spdm_requester import SpdmRequester, SpdmViolation
+from chamber.platform.spdm_chain import CertificateSlot
 from chamber.wire.spdm import ErrorCode, SpdmCode
 from chamber.wire.spdm_messages import PCI_SIG, Measurement, MeasurementType, Summary
 from chamber.wire.spdm_negotiation import AEADS, EXCHANGES, HASHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from chamber.platform.spdm_chain import Chain
 
 VERSIONS = (0x11, 0x12, 0x13, 0x14)
 MEASURED = (Measurement(1, MeasurementType.ROM, b"boot code"), Measurement(2, MeasurementType.FIRMWARE, b"firmware"),
@@ -348,3 +351,85 @@ def test_an_answer_that_the_other_end_can_not_take_is_refused() -> None:
     pair.responder._requester = replace(pair.responder._requester, transfer_size=42)
     with pytest.raises(SpdmViolation, match="RESPONSE_TOO_LARGE"):
         pair.requester.digests()
+
+
+# A device that asks who the guest is.
+
+
+def _mutual(version: int = 0x12, *, clear: bool = False, kind: str = "P-256",
+            admits: Callable[[Chain], bool] = lambda _chain: True, identity: bool = True) -> Pair:
+    pair = Pair(version=version, clear=clear, identity=slot(kind) if identity else None)
+    pair.responder._admits = admits
+    return pair
+
+
+@pytest.mark.parametrize("kind", ["P-256", "P-384", "Ed25519", "RSA-3072"])
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_a_guest_proves_who_it_is(version: int, clear: bool, kind: str) -> None:
+    seen: list[Chain] = []
+
+    def admits(chain: Chain) -> bool:
+        seen.append(chain)
+        return True
+
+    pair = _mutual(version, clear=clear, kind=kind, admits=admits)
+    session = pair.session()
+    assert pair.requester.say(session, PCI_SIG, b"abc") == b"cba"
+    assert [chain.certificates for chain in seen] == [slot(kind).certificates]
+
+
+def test_a_guest_proves_who_it_is_in_the_first_version() -> None:
+    pair = _mutual(0x11)
+    assert pair.requester.say(pair.session(), PCI_SIG, b"abc") == b"cba"
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_guest_that_is_not_admitted_has_no_session(clear: bool) -> None:
+    pair = _mutual(clear=clear, admits=lambda _chain: False)
+    with pytest.raises(SpdmViolation):
+        pair.session()
+    assert len(pair.ended) == 1
+    assert not pair.responder._sessions
+
+
+def test_a_guest_without_certificates_has_no_session_with_a_device_that_asks() -> None:
+    with pytest.raises(SpdmViolation, match="UNEXPECTED_REQUEST"):
+        _mutual(identity=False).session()
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_guest_that_shows_certificates_of_another_has_not_their_key(clear: bool) -> None:
+    pair = _mutual(clear=clear)
+    pair.requester._identity_slot = CertificateSlot(slot("P-256").certificates, make_slot("P-256").key)
+    with pytest.raises(SpdmViolation):
+        pair.session()
+    assert len(pair.ended) == 1
+
+
+def test_a_device_that_asks_for_certificates_for_ever_is_given_up() -> None:
+    pair = _mutual(clear=True)
+    endless = bytes((0x12, SpdmCode.ENCAPSULATED_RESPONSE_ACK, 1, 1, 1, 0, 0, 0)) + bytes(
+        (0x12, SpdmCode.GET_CERTIFICATE, 0, 0, 0, 0, 0, 1))
+    pair.passes = lambda data, _secured, up: (
+        endless if not up and data[1] == SpdmCode.ENCAPSULATED_RESPONSE_ACK else data)
+    with pytest.raises(SpdmViolation):
+        pair.session()
+
+
+@pytest.mark.parametrize("inner", [b"", b"\x12\x83\0\0" + bytes(32), b"\x12\x82\x01\0\0\0\0\1", b"\x13\x81\0\0",
+                                   b"\x12\xeb\0\0\x12\x81\0\0", b"\x12\x82\0\0\xff\xff\0\1"])
+def test_a_device_that_asks_for_something_else_gets_nothing(inner: bytes) -> None:
+    pair = _mutual(clear=True)
+    pair.passes = lambda data, _secured, up: (
+        bytes((0x12, SpdmCode.ENCAPSULATED_REQUEST, 1, 0)) + inner
+        if not up and data[1] == SpdmCode.ENCAPSULATED_REQUEST else data)
+    with pytest.raises(SpdmViolation):
+        pair.session()
+
+
+def test_finish_without_the_proof_that_was_asked_for_is_refused() -> None:
+    pair = _mutual()
+    pair.requester._answer_encapsulated = lambda *_args, **_kw: None  # type: ignore[method-assign]
+    with pytest.raises(SpdmViolation, match="INVALID_REQUEST"):
+        pair.session()

@@ -38,7 +38,7 @@ from tests.device.driver import Memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chamber.device.spdm_responder import CertificateSlot
+    from chamber.platform.spdm_chain import CertificateSlot
 
 FUNCTION, STREAM = FunctionId(0x0100), 3
 NOW = datetime.now(UTC)

@@ -39,8 +39,8 @@ from chamber.wire.tdisp import FunctionId
 from chamber.wire.virtio import DeviceType, feature_names
 
 if TYPE_CHECKING:
-    from chamber.device.spdm_responder import CertificateSlot
     from chamber.guest.verifier import Attested
+    from chamber.platform.spdm_chain import CertificateSlot
 
 __all__ = ("tdisp_group",)
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from chamber.device.spdm_responder import CertificateSlot
+from chamber.platform.spdm_chain import CertificateSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

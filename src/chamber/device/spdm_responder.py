@@ -6,14 +6,21 @@ what comes in a session: there, what does not open, or proves nothing, ends it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.spdm_requester_proof import Denied, RequesterProof
 from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, fits, hash_of, sign
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession
 from chamber.wire.errors import WireError
-from chamber.wire.spdm import CONTEXT_SIZE, NONCE_SIZE, ErrorCode, SpdmCode, head, message_size
+from chamber.wire.spdm import (
+    CONTEXT_SIZE,
+    NONCE_SIZE,
+    ErrorCode,
+    SpdmCode,
+    head,
+    message_size,
+)
 from chamber.wire.spdm_messages import (
     ALL_MEASUREMENTS,
     ChallengeAuth,
@@ -24,6 +31,7 @@ from chamber.wire.spdm_messages import (
     Measurement,
     Measurements,
     MeasurementType,
+    Mutual,
     PskExchange,
     PskExchangeAnswer,
     Summary,
@@ -51,46 +59,23 @@ from chamber.wire.spdm_secured import SecuredMessage
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-    from cryptography.x509 import Certificate
-
+    from chamber.platform.spdm_chain import CertificateSlot, Chain
     from chamber.wire.spdm import Agreed
 
-__all__ = ("CertificateSlot", "SpdmResponder")
+__all__ = ("SpdmResponder",)
 
 _ALL_VERSIONS: Final = (0x11, 0x12, 0x13, 0x14)
 _MOST_SESSIONS: Final = 4
 _SECURED_MAJOR: Final = 0x1100
 _TCB: Final = frozenset({MeasurementType.ROM, MeasurementType.FIRMWARE, MeasurementType.HARDWARE_CONFIG})
 _PREFERRED_HASHES: Final = ("SHA-384", "SHA-256", "SHA-512", "SHA3-384", "SHA3-256", "SHA3-512")
+_PREFERRED_SIGNATURES: Final = ("P-384", "P-256", "P-521", "Ed25519", "RSAPSS-3072", "RSAPSS-2048", "RSAPSS-4096")
 _PREFERRED_EXCHANGES: Final = ("P-384", "P-256", "P-521")
 _PREFERRED_AEADS: Final = ("AES-256-GCM", "CHACHA20_POLY1305", "AES-128-GCM")
+_ENCAPSULATION: Final = frozenset({SpdmCode.GET_ENCAPSULATED_REQUEST, SpdmCode.DELIVER_ENCAPSULATED_RESPONSE})
 _MULTI_KEY_SINCE: Final = 0x13
 _SIGNED: Final = 1
 _RAW: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateSlot:
-    """A certificate chain, and the key of its last certificate.
-
-    Attributes:
-        certificates: from the root to the device's own.
-        key: its private key.
-
-    """
-
-    certificates: tuple[Certificate, ...]
-    key: PrivateKeyTypes = field(repr=False)
-
-    def chain(self, algorithm: str) -> bytes:
-        """Return the chain as SPDM has it: length, hash of the root, certificates."""
-        from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - it takes a while to load
-
-        encoded = [one.public_bytes(Encoding.DER) for one in self.certificates]
-        root = hash_of(algorithm, encoded[0])
-        size = 4 + len(root) + sum(map(len, encoded))
-        return size.to_bytes(4, "little") + root + b"".join(encoded)
 
 
 class _RefusedError(Exception):
@@ -110,6 +95,8 @@ class SpdmResponder:
         measurements: what is measured, as raw bytes: read anew each time.
         vendor: who answers messages of vendors, by registry and id: called with the session, None outside of one, and
             the payload; None as an answer is no answer at all.
+        admits: whether a requester's certificate chain is one to talk to; where it is given, whoever opens a session
+            has to prove that it has the chain's key.
         psks: secrets that were shared before, by their hint.
         random: returns so many random bytes.
         spoken: versions.
@@ -127,13 +114,15 @@ class SpdmResponder:
     def __init__(self, slots: Mapping[int, CertificateSlot], *, random: Callable[[int], bytes],
                  measurements: Callable[[], Sequence[Measurement]] = tuple,
                  vendor: Mapping[tuple[int, bytes], Callable[[int | None, bytes], bytes | None]] | None = None,
-                 psks: Mapping[bytes, bytes] | None = None, spoken: Sequence[int] = _ALL_VERSIONS,
+                 admits: Callable[[Chain], bool] | None = None, psks: Mapping[bytes, bytes] | None = None,
+                 spoken: Sequence[int] = _ALL_VERSIONS,
                  clear_handshake: bool = False, sequence_size: int = 0, heartbeat: int = 0,
                  ended: Callable[[int], None] = lambda _session: None,
                  log: Callable[[str], None] = lambda _line: None) -> None:
         self._slots = dict(slots)
         self._measurements = measurements
         self._vendor = dict(vendor or {})
+        self._admits = admits
         self._psks = dict(psks or {})
         self._random = random
         self._spoken = tuple(spoken)
@@ -149,7 +138,9 @@ class SpdmResponder:
             SpdmCode.GET_MEASUREMENTS: self._measure, SpdmCode.KEY_EXCHANGE: self._exchange,
             SpdmCode.FINISH: self._finish, SpdmCode.PSK_EXCHANGE: self._psk_exchange,
             SpdmCode.PSK_FINISH: self._psk_finish, SpdmCode.HEARTBEAT: self._beat,
-            SpdmCode.KEY_UPDATE: self._update, SpdmCode.END_SESSION: self._end,
+            SpdmCode.GET_ENCAPSULATED_REQUEST: self._begin_encapsulated,
+            SpdmCode.DELIVER_ENCAPSULATED_RESPONSE: self._take_encapsulated, SpdmCode.KEY_UPDATE: self._update,
+            SpdmCode.END_SESSION: self._end,
             SpdmCode.VENDOR_DEFINED_REQUEST: self._say}
         self._sessions: dict[int, SpdmSession] = {}
         self.suite: Suite | None = None
@@ -169,6 +160,7 @@ class SpdmResponder:
         self._measurement_hash = ""
         self._pending: int | None = None
         self._told_apart = b""
+        self._requesters: dict[int, RequesterProof] = {}
         self._psk_sessions: set[int] = set()
 
     def close(self) -> None:
@@ -180,6 +172,7 @@ class SpdmResponder:
         if self._sessions.pop(session.id, None) is not None:
             self._measured.pop(session.id, None)
             self._psk_sessions.discard(session.id)
+            self._requesters.pop(session.id, None)
             self._ended(session.id)
 
     # What comes from outside.
@@ -264,7 +257,7 @@ class SpdmResponder:
             if needs_session:
                 raise _RefusedError(ErrorCode.SESSION_REQUIRED)
         elif session.phase is Phase.HANDSHAKE:
-            if code not in {SpdmCode.FINISH, SpdmCode.PSK_FINISH}:
+            if code not in {SpdmCode.FINISH, SpdmCode.PSK_FINISH, *_ENCAPSULATION}:
                 raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
         elif code in {SpdmCode.FINISH, SpdmCode.PSK_FINISH, SpdmCode.KEY_EXCHANGE, SpdmCode.PSK_EXCHANGE,
                       SpdmCode.CHALLENGE}:
@@ -300,6 +293,8 @@ class SpdmResponder:
             flags |= Capability.PSK_WITH_CONTEXT
         if self._clear_handshake:
             flags |= Capability.HANDSHAKE_IN_THE_CLEAR
+        if self._admits is not None:
+            flags |= Capability.MUT_AUTH | Capability.ENCAP
         if self._slots and message[0] >= _MULTI_KEY_SINCE:
             flags |= Capability.MULTI_KEY_NEGOTIABLE
         answer = Capabilities(message[0], flags).encode(SpdmCode.CAPABILITIES)
@@ -319,10 +314,13 @@ class SpdmResponder:
         other = OtherParameter.OPAQUE_FORMAT_1 & offered.other
         if self._slots and message[0] >= _MULTI_KEY_SINCE:
             other |= OtherParameter.MULTI_KEY & offered.other
+        wanted = Capability.MUT_AUTH | Capability.ENCAP | Capability.CERT
+        proves = self._admits is not None and self._requester.flags & wanted == wanted
         chosen = Algorithms(
             message[0], signed, chosen_hash,
             _first(EXCHANGES, offered.exchange, _PREFERRED_EXCHANGES) if secured else 0,
             _first(AEADS, offered.aead, _PREFERRED_AEADS) if secured else 0,
+            _first(ASYMMETRIC, offered.requester_asymmetric, _PREFERRED_SIGNATURES) if proves else 0,
             measurement_hash=measured if offered.measurements else 0, measurements=offered.measurements, other=other)
         answer = chosen.encode(SpdmCode.ALGORITHMS)
         self._negotiated += message + answer
@@ -446,6 +444,9 @@ class SpdmResponder:
         offered = offered_versions(suite.version, request.opaque)
         if offered and not any(number == _SECURED_MAJOR for number in offered):
             raise _RefusedError(ErrorCode.INVALID_REQUEST)
+        if self._admits is not None and not suite.requester_asymmetric:
+            # Whoever can't prove who it is opens no session.
+            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
         summary = self._summary(request.summary)
         session_id = self._new_id(request.session_id)
         ours = Exchange(suite.exchange)
@@ -454,7 +455,8 @@ class SpdmResponder:
         if shared is None:
             raise _RefusedError(ErrorCode.INVALID_REQUEST)
         made = KeyExchangeAnswer(suite.version, self._heartbeat, session_id >> 16, self._random(NONCE_SIZE), public,
-                                 summary, version_choice(suite.version) if offered else b"")
+                                 summary, version_choice(suite.version) if offered else b"",
+                                 Mutual.NO if self._admits is None else Mutual.ENCAPSULATED)
         if suite.multi_key and not self._told_apart:
             raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
         transcript = (bytes(self._negotiated) + self._told_apart + hash_of(suite.hash, self._chain(request.slot))
@@ -462,6 +464,8 @@ class SpdmResponder:
         signature = sign(slot.key, suite.asymmetric, suite, "key_exchange_rsp signing", transcript)
         session = SpdmSession(suite, session_id, shared, transcript + signature, requester=False)
         self._sessions[session_id] = session
+        if self._admits is not None:
+            self._requesters[session_id] = RequesterProof(suite, self._admits)
         self._pending = session_id if suite.clear_handshake else None
         answer = made.signed + signature
         if not suite.clear_handshake:
@@ -471,28 +475,66 @@ class SpdmResponder:
         return answer
 
     def _finish(self, message: bytes, session: SpdmSession | None) -> bytes:
+        session = self._in_handshake(session)
+        if session.id in self._psk_sessions:
+            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+        requester = self._requesters.get(session.id)
+        if bool(message[2] & _SIGNED) != (requester is not None) or (requester is not None and requester.chain is None):
+            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+        return self._prove(message, session, SpdmCode.FINISH, SpdmCode.FINISH_RSP)
+
+    def _in_handshake(self, session: SpdmSession | None) -> SpdmSession:
+        """Return the session whose handshake a message is of."""
         suite, _ = self._agreed()
         if session is None:
             # In the clear it is the session of the last exchange, and nothing but the proof says whose it is.
             session = self._sessions.get(self._pending) if self._pending is not None else None
             if session is None or session.phase is not Phase.HANDSHAKE:
                 raise _RefusedError(ErrorCode.SESSION_REQUIRED)
-        elif suite.clear_handshake:
+        elif suite.clear_handshake and session.id not in self._psk_sessions:
             raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
-        if session.id in self._psk_sessions or message[2] & _SIGNED:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
-        return self._prove(message, session, SpdmCode.FINISH, SpdmCode.FINISH_RSP)
+        return session
+
+    # Who asks.
+
+    def _begin_encapsulated(self, _message: bytes, session: SpdmSession | None) -> bytes:
+        requester = self._requesters.get(self._in_handshake(session).id)
+        if requester is None or not requester.is_new:
+            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+        return requester.begin()
+
+    def _take_encapsulated(self, message: bytes, session: SpdmSession | None) -> bytes:
+        session = self._in_handshake(session)
+        requester = self._requesters.get(session.id)
+        if requester is None or requester.is_new or requester.chain is not None:
+            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+        try:
+            return requester.take(message)
+        except Denied:
+            self._deny(session)
+            raise
+
+    def _deny(self, session: SpdmSession) -> None:
+        """End a session whose requester proves nothing, or is not admitted."""
+        self._requesters.pop(session.id, None)
+        if self._agreed()[0].clear_handshake:
+            self._close(session)
+        raise _RefusedError(ErrorCode.DECRYPT_ERROR)
 
     def _prove(self, message: bytes, session: SpdmSession, asked: SpdmCode, answered: SpdmCode) -> bytes:
         """Take the requester's proof, and give the responder's where that is still to come."""
         suite, agreed = self._agreed()
         size = digest_size(suite.hash)
-        _, proof = parse_finish(message, asked, proof_size=size)
+        requester = self._requesters.pop(session.id, None)
+        signed = agreed.requester_signature_size if requester is not None else 0
+        signature, proof = parse_finish(message, asked, proof_size=size, signature_size=signed)
+        if requester is not None:
+            if not requester.proves(bytes(session.transcript), message[:-size - signed], signature):
+                self._deny(session)
+            session.transcript += requester.chain_hash
         session.transcript += message[:-size]
         if not session.proves(proof, of_requester=True):
-            if agreed.clear_handshake:
-                self._close(session)
-            raise _RefusedError(ErrorCode.DECRYPT_ERROR)
+            self._deny(session)
         session.transcript += proof
         answer = finish(suite.version, answered)
         session.transcript += answer

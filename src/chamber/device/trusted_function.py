@@ -20,9 +20,9 @@ from chamber.wire.spdm_messages import PCI_SIG, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chamber.device.spdm_responder import CertificateSlot
     from chamber.device.virtio_pci import VirtioPci
     from chamber.platform.dma import Dma
+    from chamber.platform.spdm_chain import CertificateSlot
     from chamber.wire.spdm_messages import Measurement
     from chamber.wire.tdisp import State
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from chamber.guest.chain import Chain, ChainError
-from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, hash_of, verify
+from chamber.platform.spdm_chain import CertificateSlot, Chain, ChainError
+from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, hash_of, sign, signature_algorithms, verify
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession
 from chamber.wire.errors import WireError
 from chamber.wire.spdm import (
     CONTEXT_SIZE,
+    ENCAPSULATED_MORE,
     NONCE_SIZE,
     ErrorCode,
     Portion,
@@ -34,10 +35,12 @@ from chamber.wire.spdm_messages import (
     KeyUpdate,
     Measurement,
     Measurements,
+    Mutual,
     PskExchange,
     PskExchangeAnswer,
     Summary,
     VendorDefined,
+    certificate,
     certificate_request,
     challenge,
     finish,
@@ -67,6 +70,8 @@ __all__ = ("SpdmRequester", "SpdmViolation")
 _T = TypeVar("_T")
 _KNOWN: Final = (0x14, 0x13, 0x12, 0x11)
 _MULTI_KEY_SINCE: Final = 0x13
+_MOST_ENCAPSULATED: Final = 80
+_OWN_SLOT: Final = 0
 _MOST_CHAIN: Final = 0xFFFF
 _LEAST_PORTION: Final = 64
 _SECURED_1_1: Final = 0x1100
@@ -102,6 +107,7 @@ class SpdmRequester:
         aeads: of ciphers. TDISP takes AES-256-GCM alone.
         clear_handshake: whether FINISH may travel in the clear.
         sequence_size: bytes of a secured message's number that the transport has.
+        identity: certificates of the guest's own, for devices that ask who it is; None for a guest without.
         multi_key: whether a device with several keys is to tell them apart (1.3).
 
     Attributes:
@@ -115,7 +121,7 @@ class SpdmRequester:
                  signatures: Collection[str] = tuple(ASYMMETRIC.values()),
                  exchanges: Collection[str] = tuple(EXCHANGES.values()),
                  aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False,
-                 sequence_size: int = 0, multi_key: bool = False) -> None:
+                 sequence_size: int = 0, identity: CertificateSlot | None = None, multi_key: bool = False) -> None:
         self._exchange = exchange
         self._random = random
         self._spoken = tuple(spoken)
@@ -123,6 +129,11 @@ class SpdmRequester:
         self._offered = {"hash": _bits(HASHES, hashes), "asymmetric": _bits(ASYMMETRIC, signatures),
                          "exchange": _bits(EXCHANGES, exchanges), "aead": _bits(AEADS, aeads)}
         self._flags = _DEFAULT | Capability.HANDSHAKE_IN_THE_CLEAR * clear_handshake
+        self._identity_slot = identity
+        if identity is not None:
+            self._flags |= Capability.MUT_AUTH | Capability.ENCAP
+            names = signature_algorithms(identity.key.public_key())
+            self._offered["requester_asymmetric"] = _bits(ASYMMETRIC, names)
         self._multi_key = multi_key
         self._told_apart = b""
         self.suite: Suite | None = None
@@ -387,7 +398,8 @@ class SpdmRequester:
         request = asked.encode()
         answer = self._ask(request, SpdmCode.KEY_EXCHANGE_RSP)
         made = self._decoded(lambda: KeyExchangeAnswer.decode(answer, suite.agreed, summary))
-        if made.mutual:
+        if made.mutual and (made.mutual not in set(Mutual) or self._identity_slot is None
+                            or not suite.requester_asymmetric):
             raise SpdmViolation("a guest that has no certificate is not asked for one")
         if selected_version(suite.version, made.opaque) != _SECURED_1_1:
             raise SpdmViolation("secured messages have the version that was offered")
@@ -402,8 +414,47 @@ class SpdmRequester:
         self._add(session)
         if not suite.clear_handshake:
             self._must_prove(session, made.proof)
-        self._finish(session, SpdmCode.FINISH, SpdmCode.FINISH_RSP)
+        if made.mutual in {Mutual.ENCAPSULATED, Mutual.DIGESTS}:
+            self._answer_encapsulated(session, fetched=made.mutual == Mutual.DIGESTS)
+        self._finish(session, SpdmCode.FINISH, SpdmCode.FINISH_RSP, signed=bool(made.mutual))
         return session.id, made.summary
+
+    def _answer_encapsulated(self, session: SpdmSession, *, fetched: bool) -> None:
+        """Answer what the device asks about the guest, which is its certificates alone, and not for ever."""
+        suite = self._ready()
+        within = None if suite.clear_handshake else session
+        try:
+            number, inner = 0, head(suite.version, SpdmCode.GET_DIGESTS)
+            if not fetched:
+                answer = self._ask(head(suite.version, SpdmCode.GET_ENCAPSULATED_REQUEST),
+                                   SpdmCode.ENCAPSULATED_REQUEST, within)
+                number, inner = answer[2], answer[4:]
+            for _ in range(_MOST_ENCAPSULATED):
+                request = (head(suite.version, SpdmCode.DELIVER_ENCAPSULATED_RESPONSE, number)
+                           + self._encapsulated(inner))
+                answer = self._ask(request, SpdmCode.ENCAPSULATED_RESPONSE_ACK, within)
+                begin = 8 if suite.version >= 0x12 else 4
+                if answer[3] != ENCAPSULATED_MORE:
+                    return
+                number, inner = answer[2], answer[begin:]
+            raise SpdmViolation("a device asks for certificates, and then has them")
+        except SpdmViolation:
+            self._lose(session)
+            raise
+
+    def _encapsulated(self, inner: bytes) -> bytes:
+        suite = self._ready()
+        assert self._identity_slot is not None  # nobody is asked who has none
+        chain = self._identity_slot.chain(suite.hash)
+        if inner[0] != suite.version or inner[1] not in {SpdmCode.GET_DIGESTS, SpdmCode.GET_CERTIFICATE}:
+            raise SpdmViolation("a device asks a guest for its certificates, and for nothing else")
+        if inner[1] == SpdmCode.GET_DIGESTS:
+            return Digests(suite.version, {_OWN_SLOT: hash_of(suite.hash, chain)}).encode()
+        offset, length = (int.from_bytes(inner[at:at + 2], "little") for at in (4, 6))
+        portion = chain[offset:offset + min(length, self.capabilities.transfer_size - 16)]
+        if inner[2] & 0xF != _OWN_SLOT or not portion:
+            raise SpdmViolation("a device asks for a part of a certificate chain that there is")
+        return certificate(suite.version, _OWN_SLOT, portion, len(chain) - offset - len(portion))
 
     def start_psk_session(self, hint: bytes, secret: bytes, summary: Summary = Summary.NONE) -> tuple[int, bytes]:
         """Open a session with a secret that was shared before; return its id, and the summary of measurements.
@@ -435,10 +486,14 @@ class SpdmRequester:
             raise SpdmViolation("the device proves that it has the session's secret")
         session.transcript += proof
 
-    def _finish(self, session: SpdmSession, code: SpdmCode, expected: SpdmCode) -> None:
+    def _finish(self, session: SpdmSession, code: SpdmCode, expected: SpdmCode, *, signed: bool = False) -> None:
         suite = self._ready()
         clear = suite.clear_handshake and code is SpdmCode.FINISH
-        request = finish(suite.version, code)
+        request = finish(suite.version, code, signed=signed, slot=_OWN_SLOT)
+        if signed and self._identity_slot is not None:
+            session.transcript += hash_of(suite.hash, self._identity_slot.chain(suite.hash))
+            request += sign(self._identity_slot.key, suite.requester_asymmetric, suite, "finish signing",
+                            bytes(session.transcript) + request, role="requester")
         session.transcript += request
         proof = session.proof(of_requester=True)
         session.transcript += proof

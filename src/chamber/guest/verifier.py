@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
-    from chamber.guest.chain import Chain
     from chamber.guest.pci import VirtioFunction
     from chamber.guest.spdm_requester import SpdmRequester
     from chamber.guest.trust_policy import TrustPolicy
     from chamber.platform.ide import IdeStream
+    from chamber.platform.spdm_chain import Chain
     from chamber.wire.spdm_messages import Measurement
     from chamber.wire.tdi_report import InterfaceReport
     from chamber.wire.tdisp import FunctionId

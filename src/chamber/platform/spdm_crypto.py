@@ -84,7 +84,8 @@ class Suite:
     def agreed(self) -> Agreed:
         """What lengths of messages depend on."""
         return Agreed(digest_size(self.hash), 2 * _COORDINATE.get(self.exchange, 0),
-                      signature_size(self.asymmetric) if self.asymmetric else 0, self.clear_handshake, self.multi_key)
+                      signature_size(self.asymmetric) if self.asymmetric else 0, self.clear_handshake, self.multi_key,
+                      signature_size(self.requester_asymmetric) if self.requester_asymmetric else 0)
 
 
 # Signatures.

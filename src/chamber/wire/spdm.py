@@ -12,8 +12,9 @@ from typing import Final
 
 from chamber.wire.errors import WireError
 
-__all__ = ("CONTEXT_SIZE", "NONCE_SIZE", "Agreed", "ErrorCode", "Portion", "Reader", "SpdmCode", "certificate_portion",
-           "head", "message_size", "signature_place")
+__all__ = (
+    "CONTEXT_SIZE", "ENCAPSULATED_MORE", "ENCAPSULATED_SLOT", "NONCE_SIZE", "Agreed", "ErrorCode", "Portion", "Reader",
+    "SpdmCode", "certificate_portion", "head", "message_size", "signature_place")
 
 _SPEC: Final = "DSP0274"
 _HEAD: Final = 4
@@ -40,6 +41,8 @@ class SpdmCode(enum.IntEnum):
     PSK_FINISH_RSP = 0x67
     HEARTBEAT_ACK = 0x68
     KEY_UPDATE_ACK = 0x69
+    ENCAPSULATED_REQUEST = 0x6A
+    ENCAPSULATED_RESPONSE_ACK = 0x6B
     END_SESSION_ACK = 0x6C
     VENDOR_DEFINED_RESPONSE = 0x7E
     ERROR = 0x7F
@@ -56,6 +59,8 @@ class SpdmCode(enum.IntEnum):
     PSK_FINISH = 0xE7
     HEARTBEAT = 0xE8
     KEY_UPDATE = 0xE9
+    GET_ENCAPSULATED_REQUEST = 0xEA
+    DELIVER_ENCAPSULATED_RESPONSE = 0xEB
     END_SESSION = 0xEC
     VENDOR_DEFINED_REQUEST = 0xFE
 
@@ -79,11 +84,17 @@ class ErrorCode(enum.IntEnum):
 
 _PLAIN: Final = frozenset({
     SpdmCode.GET_VERSION, SpdmCode.GET_DIGESTS, SpdmCode.HEARTBEAT, SpdmCode.HEARTBEAT_ACK, SpdmCode.KEY_UPDATE,
-    SpdmCode.KEY_UPDATE_ACK, SpdmCode.END_SESSION, SpdmCode.END_SESSION_ACK})
+    SpdmCode.KEY_UPDATE_ACK, SpdmCode.END_SESSION, SpdmCode.END_SESSION_ACK, SpdmCode.GET_ENCAPSULATED_REQUEST})
 """Messages that are a head and nothing else."""
+_ENCAPSULATING: Final = frozenset({SpdmCode.ENCAPSULATED_REQUEST, SpdmCode.DELIVER_ENCAPSULATED_RESPONSE,
+                                   SpdmCode.ENCAPSULATED_RESPONSE_ACK})
 CONTEXT_SIZE: Final = 8
 """Bytes that a requester adds of its own to some requests, for the answer to repeat (from 1.3 on)."""
 NONCE_SIZE: Final = 32
+ENCAPSULATED_MORE: Final = 1
+"""Payload of ENCAPSULATED_RESPONSE_ACK: another request."""
+ENCAPSULATED_SLOT: Final = 2
+"""Payload of it: which of the requester's certificate chains it is to be."""
 
 
 def head(version: int, code: SpdmCode, first: int = 0, second: int = 0) -> bytes:
@@ -98,9 +109,10 @@ class Agreed:
     Attributes:
         hash_size: bytes of a hash.
         exchange_size: bytes of a public key of the key exchange.
-        signature_size: bytes of a signature.
+        signature_size: bytes of a responder's signature.
         clear_handshake: whether FINISH travels in the clear, so that the answer to the key exchange proves nothing yet.
         multi_key: whether a responder's keys are told apart (1.3).
+        requester_signature_size: bytes of a requester's signature.
 
     """
 
@@ -109,6 +121,7 @@ class Agreed:
     signature_size: int
     clear_handshake: bool = False
     multi_key: bool = False
+    requester_signature_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +205,13 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
             reader.skip(12 if first & _LARGE else 4, "offset and length")
         case SpdmCode.CERTIFICATE:
             return _certificate(data)[1]
-        case SpdmCode.CHALLENGE:
-            reader.skip(NONCE_SIZE + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
-        case SpdmCode.GET_MEASUREMENTS:
-            reader.skip((NONCE_SIZE + 1) * (first & 1) + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
-        case SpdmCode.PSK_EXCHANGE:
-            sizes = [reader.number(2, "a length") for _ in range(4)]
-            reader.skip(sum(sizes[1:]), "hint, context and opaque data")
+        case _ if code in _ENCAPSULATING:
+            if code == SpdmCode.ENCAPSULATED_RESPONSE_ACK:
+                reader.skip(4 if version >= 0x12 else 0, "the request that is acknowledged")
+            reader.skip(_inner_size(data[reader.at:], code, data[3], agreed), "what is encapsulated")
+        case SpdmCode.CHALLENGE | SpdmCode.GET_MEASUREMENTS:
+            nonce = NONCE_SIZE if code == SpdmCode.CHALLENGE else (NONCE_SIZE + 1) * (first & 1)
+            reader.skip(nonce + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
         case SpdmCode.VENDOR_DEFINED_REQUEST | SpdmCode.VENDOR_DEFINED_RESPONSE:
             reader.skip(2, "the registry")
             reader.counted("the vendor's id", 1)
@@ -212,6 +225,15 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
     return reader.at
 
 
+def _inner_size(inner: bytes, code: int, kind: int, agreed: Agreed | None) -> int:
+    """Return how long what is encapsulated is; it encapsulates nothing itself."""
+    if code == SpdmCode.ENCAPSULATED_RESPONSE_ACK and kind != ENCAPSULATED_MORE:
+        return int(kind == ENCAPSULATED_SLOT)
+    if len(inner) > 1 and inner[1] in _ENCAPSULATING:
+        raise WireError("what is encapsulated encapsulates nothing", spec=_SPEC)
+    return message_size(inner, agreed)
+
+
 def _agreed(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> None:
     version, first, second = reader.data[0], reader.data[2], reader.data[3]
     match code:
@@ -220,17 +242,8 @@ def _agreed(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> N
             reader.skip(second.bit_count() * each, "the digests")
         case SpdmCode.CHALLENGE_AUTH | SpdmCode.MEASUREMENTS:
             _attested(reader, code, agreed, request)
-        case SpdmCode.PSK_EXCHANGE_RSP:
-            reader.skip(4, "the session's id")
-            sizes = [reader.number(2, "a length") for _ in range(2)]
-            if request[2:3] not in {b"", b"\0"}:
-                reader.skip(agreed.hash_size, "the summary of measurements")
-            reader.skip(sum(sizes) + agreed.hash_size, "context, opaque data and proof")
-        case SpdmCode.PSK_FINISH | SpdmCode.PSK_FINISH_RSP:
-            if version >= 0x14:
-                reader.counted("opaque data")
-            if code is SpdmCode.PSK_FINISH:
-                reader.skip(agreed.hash_size, "the proof")
+        case SpdmCode.PSK_EXCHANGE | SpdmCode.PSK_EXCHANGE_RSP | SpdmCode.PSK_FINISH | SpdmCode.PSK_FINISH_RSP:
+            _shared(reader, code, agreed, request)
         case SpdmCode.KEY_EXCHANGE:
             reader.skip(4 + _RANDOM + agreed.exchange_size, "the key")
             reader.skip(reader.number(2, "the length of opaque data"), "opaque data")
@@ -241,8 +254,27 @@ def _agreed(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> N
             if version >= 0x14:
                 reader.skip(reader.number(2, "the length of opaque data"), "opaque data")
             if code is SpdmCode.FINISH:
-                reader.skip(agreed.hash_size + (agreed.signature_size if first & 1 else 0), "the proof")
+                reader.skip(agreed.hash_size + (agreed.requester_signature_size if first & 1 else 0), "the proof")
             elif agreed.clear_handshake:
+                reader.skip(agreed.hash_size, "the proof")
+
+
+def _shared(reader: Reader, code: SpdmCode, agreed: Agreed, request: bytes) -> None:
+    """Go over a message of a session whose secret was shared before."""
+    match code:
+        case SpdmCode.PSK_EXCHANGE:
+            sizes = [reader.number(2, "a length") for _ in range(4)]
+            reader.skip(sum(sizes[1:]), "hint, context and opaque data")
+        case SpdmCode.PSK_EXCHANGE_RSP:
+            reader.skip(4, "the session's id")
+            sizes = [reader.number(2, "a length") for _ in range(2)]
+            if request[2:3] not in {b"", b"\0"}:
+                reader.skip(agreed.hash_size, "the summary of measurements")
+            reader.skip(sum(sizes) + agreed.hash_size, "context, opaque data and proof")
+        case SpdmCode.PSK_FINISH | SpdmCode.PSK_FINISH_RSP:
+            if reader.data[0] >= 0x14:
+                reader.counted("opaque data")
+            if code is SpdmCode.PSK_FINISH:
                 reader.skip(agreed.hash_size, "the proof")
 
 

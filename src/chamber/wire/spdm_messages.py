@@ -23,6 +23,7 @@ __all__ = (
     "Measurement",
     "MeasurementType",
     "Measurements",
+    "Mutual",
     "Protocol",
     "PskExchange",
     "PskExchangeAnswer",
@@ -60,6 +61,18 @@ _OPAQUE_ID: Final = 0x444D5446
 """What opaque data begin with in 1.1."""
 _SECURED_1_1: Final = 0x1100
 """Secured messages, version 1.1 (DSP0277)."""
+
+
+class Mutual(enum.IntEnum):
+    """How a requester is asked to prove who it is."""
+
+    NO = 0
+    KNOWN = 1
+    """Its certificates are known; the slot is named."""
+    ENCAPSULATED = 2
+    """By requests that it fetches."""
+    DIGESTS = 4
+    """The same, the first of which need not be fetched: GET_DIGESTS."""
 
 
 class Summary(enum.IntEnum):
@@ -432,11 +445,9 @@ class KeyExchangeAnswer:
         return cls(data[0], data[2], session_id, random, exchange, measured, opaque, mutual, slot, signature, proof)
 
 
-def finish(version: int, code: SpdmCode, *, signature: bytes = b"", slot: int = 0) -> bytes:
-    """Return FINISH, FINISH_RSP, PSK_FINISH or PSK_FINISH_RSP up to its proof."""
-    signed = bool(signature) and code is SpdmCode.FINISH
-    return (head(version, code, int(signed), slot if signed else 0) + (bytes(2) if version >= 0x14 else b"")
-            + signature)
+def finish(version: int, code: SpdmCode, *, signed: bool = False, slot: int = 0) -> bytes:
+    """Return FINISH, FINISH_RSP, PSK_FINISH or PSK_FINISH_RSP up to its signature, if it has one, and proof."""
+    return head(version, code, int(signed), slot if signed else 0) + (bytes(2) if version >= 0x14 else b"")
 
 
 def parse_finish(data: bytes, code: SpdmCode, *, proof_size: int, signature_size: int = 0) -> tuple[bytes, bytes]:

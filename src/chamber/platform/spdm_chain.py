@@ -1,4 +1,4 @@
-"""A device's certificate chain as SPDM carries it (DSP0274, 10.6.1): what stands in it, and whether it holds together.
+"""Certificate chains as SPDM carries them (DSP0274, 10.6.1): one's own, and another's, which may not hold together.
 
 Until a signature is checked with its last key, and its root is one that the guest trusts, a chain is the host's word.
 """
@@ -17,9 +17,9 @@ from chamber.platform.spdm_crypto import digest_size, hash_of
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-__all__ = ("Chain", "ChainError")
+__all__ = ("CertificateSlot", "Chain", "ChainError")
 
 _HEAD: Final = 4
 _MOST: Final = 8
@@ -133,3 +133,24 @@ class Chain:
     def valid_at(self, moment: datetime) -> bool:
         """Whether all certificates are valid at a time."""
         return all(one.not_valid_before_utc <= moment <= one.not_valid_after_utc for one in self.certificates)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateSlot:
+    """A certificate chain, and the key of its last certificate.
+
+    Attributes:
+        certificates: from the root to the device's own.
+        key: its private key.
+
+    """
+
+    certificates: tuple[x509.Certificate, ...]
+    key: PrivateKeyTypes = field(repr=False)
+
+    def chain(self, algorithm: str) -> bytes:
+        """Return the chain as SPDM has it: length, hash of the root, certificates."""
+        encoded = [one.public_bytes(Encoding.DER) for one in self.certificates]
+        root = hash_of(algorithm, encoded[0])
+        size = 4 + len(root) + sum(map(len, encoded))
+        return size.to_bytes(4, "little") + root + b"".join(encoded)
