@@ -52,7 +52,7 @@ class Pair:
         self.responder = SpdmResponder(
             {0: slot(kind)} if slots is None else slots, random=self.dice.randbytes, measurements=lambda: MEASURED,
             vendor={PCI_SIG: lambda session, said: None if session is None else said[::-1]}, psks={b"hint": SECRET},
-            clear_handshake=clear, heartbeat=5, ended=self.ended.append, log=self.lines.append)
+            clear_handshake=clear, heartbeat=5, multi_key=True, ended=self.ended.append, log=self.lines.append)
         self.requester = SpdmRequester(self._exchange, self.dice.randbytes, spoken=(version,), clear_handshake=clear,
                                        **offered)
 

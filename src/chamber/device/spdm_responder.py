@@ -102,6 +102,7 @@ class SpdmResponder:
         spoken: versions.
         clear_handshake: whether FINISH may travel in the clear.
         sequence_size: bytes of a secured message's number that the transport has.
+        multi_key: whether several keys are told apart, for whoever wants it (1.3).
         heartbeat: seconds after which a session without a word is to be taken for dead; 0 for never.
         ended: called with the id of a session that ends, however it does.
         log: gets a line for each message, without anything that is secret.
@@ -116,7 +117,7 @@ class SpdmResponder:
                  vendor: Mapping[tuple[int, bytes], Callable[[int | None, bytes], bytes | None]] | None = None,
                  admits: Callable[[Chain], bool] | None = None, psks: Mapping[bytes, bytes] | None = None,
                  spoken: Sequence[int] = _ALL_VERSIONS,
-                 clear_handshake: bool = False, sequence_size: int = 0, heartbeat: int = 0,
+                 clear_handshake: bool = False, sequence_size: int = 0, multi_key: bool = False, heartbeat: int = 0,
                  ended: Callable[[int], None] = lambda _session: None,
                  log: Callable[[str], None] = lambda _line: None) -> None:
         self._slots = dict(slots)
@@ -128,6 +129,7 @@ class SpdmResponder:
         self._spoken = tuple(spoken)
         self._clear_handshake = clear_handshake
         self._sequence_size = sequence_size
+        self._multi_key = multi_key and bool(self._slots)
         self._heartbeat = heartbeat
         self._ended = ended
         self._log = log
@@ -295,7 +297,7 @@ class SpdmResponder:
             flags |= Capability.HANDSHAKE_IN_THE_CLEAR
         if self._admits is not None:
             flags |= Capability.MUT_AUTH | Capability.ENCAP
-        if self._slots and message[0] >= _MULTI_KEY_SINCE:
+        if self._multi_key and message[0] >= _MULTI_KEY_SINCE:
             flags |= Capability.MULTI_KEY_NEGOTIABLE
         answer = Capabilities(message[0], flags).encode(SpdmCode.CAPABILITIES)
         self._negotiated += message + answer
@@ -312,7 +314,7 @@ class SpdmResponder:
         self._measurement_hash = HASHES[chosen_hash]
         measured = next((bit for bit, name in MEASUREMENT_HASHES.items() if name == self._measurement_hash), 0)
         other = OtherParameter.OPAQUE_FORMAT_1 & offered.other
-        if self._slots and message[0] >= _MULTI_KEY_SINCE:
+        if self._multi_key and message[0] >= _MULTI_KEY_SINCE:
             other |= OtherParameter.MULTI_KEY & offered.other
         wanted = Capability.MUT_AUTH | Capability.ENCAP | Capability.CERT
         proves = self._admits is not None and self._requester.flags & wanted == wanted

@@ -172,9 +172,10 @@ class Algorithms:
     other: OtherParameter = field(default=OtherParameter(0))
 
     def _tables(self) -> bytes:
+        # Stock ends expect all four, also where nothing was chosen.
         chosen = ((2, self.exchange), (3, self.aead), (4, self.requester_asymmetric),
                   (5, _KEY_SCHEDULE if self.exchange or self.aead else 0))
-        return b"".join(bytes((kind, _FIXED)) + bits.to_bytes(2, "little") for kind, bits in chosen if bits)
+        return b"".join(bytes((kind, _FIXED)) + bits.to_bytes(2, "little") for kind, bits in chosen)
 
     def encode(self, code: SpdmCode) -> bytes:
         """Return its bytes."""
