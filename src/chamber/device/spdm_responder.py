@@ -412,7 +412,7 @@ class SpdmResponder:
         blocks = self._blocks(raw=raw)
         chosen = () if not operation else blocks if operation == ALL_MEASUREMENTS else tuple(
             block for block in blocks if block.index == operation)
-        if operation and not chosen:
+        if operation not in {0, ALL_MEASUREMENTS} and not chosen:
             raise _RefusedError(ErrorCode.INVALID_REQUEST)
         context = message[-CONTEXT_SIZE:] if suite.version >= 0x13 else b""
         made = Measurements(suite.version, 0 if operation else len(blocks), slot, chosen, self._random(NONCE_SIZE),
