@@ -19,23 +19,26 @@ from chamber.device.catalogue import TYPES, make_device
 from chamber.device.spdm_identity import KEY_KINDS, make_slot
 from chamber.device.trusted_function import TrustedFunction
 from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
+from chamber.guest.doe import DoeRequester, Silence
 from chamber.guest.spdm_requester import SpdmRequester
 from chamber.guest.trust_policy import SCHEMA, load_trust
 from chamber.guest.untrusted import ENFORCING, DeviceViolation
-from chamber.guest.verifier import NotTrusted, Verifier
+from chamber.guest.verifier import FLAGS, NotTrusted, Verifier
 from chamber.guest.virtio_tdi import map_by_report
+from chamber.lab.linux_tdisp import SysfsFunction
 from chamber.lab.observation import TargetError
 from chamber.link.spdm_socket import SpdmClient, SpdmServer, SpdmSilence
 from chamber.platform.ide import IdeStream
 from chamber.platform.spdm_crypto import hash_of
 from chamber.wire.device_types import FEATURES
-from chamber.wire.doe import DataObject
+from chamber.wire.doe import PCI_SIG as DOE_VENDOR
+from chamber.wire.doe import DataObject, DoeType
 from chamber.wire.errors import DmaFault, WireError
 from chamber.wire.pci import HEADER, Command
 from chamber.wire.spdm_emulator import Transport
 from chamber.wire.spdm_messages import Measurement, MeasurementType
 from chamber.wire.tdi_report import PAGE, InterfaceReport
-from chamber.wire.tdisp import FunctionId
+from chamber.wire.tdisp import FunctionId, LockFlag
 from chamber.wire.virtio import DeviceType, feature_names
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ _MEASURED: Final = (
     Measurement(3, MeasurementType.SECURE_VERSION, (1).to_bytes(8, "little")))
 """What a device that Chamber serves says that it runs."""
 _MOST_REPORT: Final = 1 << 17
+_MOST_OBJECT: Final = 1 << 14
 _VERSIONS: Final = {"1.1": 0x11, "1.2": 0x12, "1.3": 0x13, "1.4": 0x14}
 _KINDS: Final = {kind.short: kind for kind in TYPES}
 _TRANSPORTS: Final = {transport.name.lower(): transport for transport in Transport}
@@ -251,6 +255,43 @@ def _report_json(report: InterfaceReport) -> dict[str, Any]:
                         "attributes": [flag.name for flag in span.attributes]} for span in report.ranges],
             "info": [flag.name for flag in report.info], "msix_control": report.msix_control,
             "device_specific": report.device_specific.hex()}
+
+
+@tdisp_group.command()
+@click.argument("function")
+@click.option("--policy", "policy", type=click.Path(path_type=Path), required=True,
+              help="Which devices are trusted (docs/tdisp.md).")
+@click.option("--sysfs", type=click.Path(path_type=Path), default=Path("/sys"), show_default=True)
+def bind(function: str, policy: Path, sysfs: Path) -> int:
+    """In a Linux guest: take FUNCTION, such as 0000:00:01.0, and let its driver have it.
+
+    Exit status 1 if it is not trusted. The device is asked through the mailbox in its configuration space, and no
+    driver has it before. Where the guest's own bus encrypts nothing, no stream is set up.
+    """
+    trust = load_trust(policy)
+    with SysfsFunction(function, sysfs) as opened:
+        opened.keep_from_drivers()
+        opened.enable()
+        mailbox = DoeRequester(opened.read, opened.write, opened.find_mailbox(), ENFORCING)
+
+        def exchange(payload: bytes, secured: bool) -> bytes:
+            kind = DoeType.SECURED_SPDM if secured else DoeType.SPDM
+            try:
+                return mailbox.exchange(DataObject(DOE_VENDOR, kind, payload), _MOST_OBJECT)
+            except (DeviceViolation, Silence):
+                return b""
+
+        requester = SpdmRequester(exchange, os.urandom)
+        verifier = Verifier(requester, FunctionId(opened.requester_id), trust, now=datetime.now(UTC),
+                            random=os.urandom, mapped=opened.bars(), flags=FLAGS & ~LockFlag.LOCK_MSIX)
+        try:
+            verifier.attest()
+        except NotTrusted as refused:
+            click.echo(printable(f"{function} is not trusted by policy {trust.name}: {refused}"))
+            return 1
+        opened.give_to_driver()
+        click.echo(printable(f"{function} is trusted by policy {trust.name}, and {opened.driver} has it"))
+    return 0
 
 
 @tdisp_group.command("report")

@@ -6,7 +6,7 @@ addresses: those of the one device are those of the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from chamber.device.base import Device
 from chamber.wire.errors import WireError
@@ -18,16 +18,38 @@ if TYPE_CHECKING:
 
     from chamber.device.chain import Chain
     from chamber.device.queue import DeviceQueue
-    from chamber.device.virtio_pci import VirtioPci
     from chamber.platform.dma import Dma
+    from chamber.platform.pci import PciFunction
 
-__all__ = ("PciOverVirtio",)
+__all__ = ("Carried", "PciOverVirtio")
 
 _COMMAND_LIMIT: Final = 8192
 _MOST_UNREAD: Final = 32
 """Writes after which the guest is interrupted, to take their buffers back: while it reads, it does so by itself."""
 _MOST_EVENTS: Final = 256
 _PIN: Final = 1
+
+
+class Carried(Protocol):
+    """What is carried: a `chamber.device.virtio_pci.VirtioPci`, or somebody who stands before one."""
+
+    dma: Dma
+
+    @property
+    def device(self) -> Device:
+        """The virtio device."""
+        ...
+
+    @property
+    def function(self) -> PciFunction:
+        """The function that it is in."""
+        ...
+
+    def read_config(self, offset: int, size: int) -> bytes: ...  # noqa: D102 - as VirtioPci's, like those below
+    def write_config(self, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes: ...  # noqa: D102
+    def write_bar(self, bar: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
 
 
 class PciOverVirtio(Device):
@@ -40,7 +62,7 @@ class PciOverVirtio(Device):
 
     """
 
-    def __init__(self, function: VirtioPci, watch: Callable[[Dma], Dma] = lambda dma: dma,
+    def __init__(self, function: Carried, watch: Callable[[Dma], Dma] = lambda dma: dma,
                  left: Callable[[Dma], None] = lambda _dma: None) -> None:
         super().__init__(features=0, config=b"", queues=2, queue_size=256)
         self.carried = function

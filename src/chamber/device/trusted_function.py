@@ -15,18 +15,21 @@ from chamber.platform.doe import DoeMailbox
 from chamber.platform.ide import IdeStream
 from chamber.wire.doe import PCI_SIG as DOE_VENDOR
 from chamber.wire.doe import DoeType
+from chamber.wire.errors import DmaFault
 from chamber.wire.spdm_messages import PCI_SIG, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from chamber.device.base import Device
     from chamber.device.virtio_pci import VirtioPci
     from chamber.platform.dma import Dma
+    from chamber.platform.pci import PciFunction
     from chamber.platform.spdm_chain import CertificateSlot
     from chamber.wire.spdm_messages import Measurement
     from chamber.wire.tdisp import State
 
-__all__ = ("TrustedFunction",)
+__all__ = ("BehindRootPort", "TrustedFunction")
 
 _ALL_VERSIONS: Final = (0x12, 0x13, 0x14)
 """TDISP takes SPDM from 1.2 on (PCIe 6.1, 11.2.2)."""
@@ -124,3 +127,86 @@ class TrustedFunction:
         if self.stream is not None:
             self.stream.close()
         self.tdi.virtio.close()
+
+
+class _Lent:
+    """Memory that is lent later than the device is made."""
+
+    def __init__(self) -> None:
+        self.target: Dma | None = None
+
+    def _there(self, address: int, length: int) -> Dma:
+        if self.target is None:
+            raise DmaFault(address, length, "reach", "the function is on no bus")
+        return self.target
+
+    def read(self, address: int, length: int) -> bytes:
+        return self._there(address, length).read(address, length)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        self._there(address, len(data)).write(address, data)
+
+    def view(self, address: int, length: int) -> memoryview:
+        return self._there(address, length).view(address, length)
+
+
+class BehindRootPort:
+    """A trusted function before a guest whose memory is not encrypted; what a bus of `PciOverVirtio` carries.
+
+    The root port, which the guest trusts, sets the T bit of requests to what the guest has accepted; a host that goes
+    past it has none. Where no memory is private the device reaches the same by requests of either kind.
+
+    Args:
+        make: makes the device, given its function and memory.
+        virtio: the function.
+
+    Attributes:
+        trusted: the device.
+
+    """
+
+    def __init__(self, virtio: VirtioPci, make: Callable[[VirtioPci, Dma], TrustedFunction]) -> None:
+        self._lent = _Lent()
+        self._virtio = virtio
+        self.trusted = make(virtio, self._lent)
+
+    @property
+    def device(self) -> Device:
+        """The virtio device."""
+        return self._virtio.device
+
+    @property
+    def function(self) -> PciFunction:
+        """The function."""
+        return self._virtio.function
+
+    @property
+    def dma(self) -> Dma:
+        """Guest memory, lent by whoever has the function on a bus."""
+        return self._lent
+
+    @dma.setter
+    def dma(self, memory: Dma) -> None:
+        self._lent.target = memory
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Serve a read of configuration space."""
+        return self.trusted.tdi.read_config(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a write to configuration space."""
+        self.trusted.tdi.write_config(offset, data)
+
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        """Serve a read of a BAR by the guest."""
+        tdi = self.trusted.tdi
+        return tdi.access_read(bar, offset, size, trusted=tdi.admits(bar, trusted=True))
+
+    def write_bar(self, bar: int, offset: int, data: bytes) -> None:
+        """Take a write to a BAR by the guest."""
+        tdi = self.trusted.tdi
+        tdi.access_write(bar, offset, data, trusted=tdi.admits(bar, trusted=True))
+
+    def reset(self) -> None:
+        """Take the bus's reset, a conventional one."""
+        self.trusted.reset()

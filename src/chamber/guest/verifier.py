@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from chamber.wire.tdisp import FunctionId
     from chamber.wire.virtio_tdi import VirtioTdiInfo
 
-__all__ = ("CHECKS", "Attested", "Check", "NotTrusted", "Verifier")
+__all__ = ("CHECKS", "FLAGS", "Attested", "Check", "NotTrusted", "Verifier")
 
 CHECKS: Final = ("connection", "certificates", "freshness", "measurements", "session", "link", "lock", "report",
                  "device", "start")
 """Names of the checks, in their order."""
 _CIPHER: Final = "AES-256-GCM"
 """What a session of TDISP is sealed with (PCIe 6.1, 11.2.2)."""
-_FLAGS: Final = LockFlag.NO_FW_UPDATE | LockFlag.LOCK_MSIX
+FLAGS: Final = LockFlag.NO_FW_UPDATE | LockFlag.LOCK_MSIX
 _SLOT: Final = 0
 
 
@@ -113,6 +113,7 @@ class Verifier:
             somebody does who only wants to see what it is.
         reporting_offset: added to addresses in the report, so that it does not tell where guests' memory is.
         slot: of the function on its bus.
+        flags: to lock it with. A driver that switches MSI-X on after the lock, as Linux's does, has its table unlocked.
 
     Attributes:
         seen: what is known so far.
@@ -121,7 +122,8 @@ class Verifier:
 
     def __init__(self, requester: SpdmRequester, function_id: FunctionId, policy: TrustPolicy, *, now: datetime,
                  random: Callable[[int], bytes], stream: IdeStream | None = None,
-                 mapped: Mapping[int, int] | None = None, reporting_offset: int = 0, slot: int = 0) -> None:
+                 mapped: Mapping[int, int] | None = None, reporting_offset: int = 0, slot: int = 0,
+                 flags: LockFlag = FLAGS) -> None:
         self._requester = requester
         self._policy = policy
         self._now = now
@@ -130,6 +132,7 @@ class Verifier:
         self._mapped = mapped
         self._offset = reporting_offset
         self._slot = slot
+        self._flags = flags
         self._tdisp = TdispRequester(lambda data: self._say(Protocol.TDISP, data), function_id)
         self.seen = Attested()
 
@@ -246,8 +249,8 @@ class Verifier:
 
     def _lock(self) -> None:
         with self._checking("lock") as said:
-            capabilities = self._tdisp.negotiate(_FLAGS)
-            self._tdisp.lock(_FLAGS, 0 if self._stream is None else self._stream.stream_id,
+            capabilities = self._tdisp.negotiate(self._flags)
+            self._tdisp.lock(self._flags, 0 if self._stream is None else self._stream.stream_id,
                              reporting_offset=self._offset)
             state = self._tdisp.state()
             if state is not State.CONFIG_LOCKED:
