@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from chamber.cli.main import run
 from chamber.lab.linux_tdisp import SysfsFunction
 from chamber.lab.observation import TargetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ADDRESS = "0000:01:02.0"
 
@@ -45,7 +48,8 @@ def test_a_function_is_read_written_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extended", [[], [(0x100, 1, 0x100)], [(0x100, 1, 0x140), (0x140, 2, 0x100)],
                                       [(0x100, 1, 0xFFC), (0xFFC, 1, 0x40)]])
-def test_a_list_that_a_host_has_end_nowhere_has_no_mailbox(tmp_path: Path, extended: list[tuple[int, int, int]]) -> None:
+def test_a_list_that_a_host_has_end_nowhere_has_no_mailbox(tmp_path: Path,
+                                                           extended: list[tuple[int, int, int]]) -> None:
     with SysfsFunction(ADDRESS, make(tmp_path, extended)) as function, pytest.raises(TargetError, match="no mailbox"):
         function.find_mailbox()
 
