@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from chamber.attacks.admin import ADMINISTER
 from chamber.attacks.attack import Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import UnknownAttackError, catalogue, find
 from chamber.cli.targets import KINDS
@@ -17,7 +18,7 @@ from chamber.lab.model_stimuli import STIMULI as MODEL
 if TYPE_CHECKING:
     from chamber.wire.virtio import DeviceType
 
-STIMULI = {"use", "inspect", "rebind", "rescan", "reset", "shutdown", "suspend", "flood", "hold", "local",
+STIMULI = {ADMINISTER, "use", "inspect", "rebind", "rescan", "reset", "shutdown", "suspend", "flood", "hold", "local",
            *(name for own in MODEL.values() for name in own)}
 
 
