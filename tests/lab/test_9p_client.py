@@ -32,7 +32,8 @@ try:
 except TargetError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-pytestmark = [pytest.mark.uml, pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")]
+pytestmark = [pytest.mark.uml, pytest.mark.timeout(400),
+              pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")]
 
 PORT = 564
 MODULES = ("fs/netfs/netfs", "fs/fscache/fscache", "net/9p/9pnet", "net/9p/9pnet_fd", "fs/9p/9p")
