@@ -87,6 +87,7 @@ class SlotTable:
         self._table = table
         self._canary = b""
         self._waiting: dict[int, tuple[int, int]] = {}
+        self._told = False
         self.unmapped = 0
         self.planted = 0
 
@@ -94,6 +95,7 @@ class SlotTable:
         """Start anew, with bytes that are nowhere in the guest."""
         self._canary = canary[:_CANARY]
         self._waiting.clear()
+        self._told = False
         self.unmapped = self.planted = 0
 
     def _entry(self, memory: Dma, slot: int) -> tuple[int, int]:
@@ -133,7 +135,8 @@ class SlotTable:
         if planted is None or not self._canary:
             return
         original, size = planted
-        if bytes(memory.view(original + size, _CANARY)) == self._canary:
+        if not self._told and bytes(memory.view(original + size, _CANARY)) == self._canary:
+            self._told = True
             found(Evidence(Harm.MEMORY, "bytes beyond a mapping came back from the bounce pool",
                            f"slot {slot}: {size} bytes were mapped, and {self._canary.hex(' ')} behind them is now at "
                            f"{original + size:#x} in the guest's memory"))
