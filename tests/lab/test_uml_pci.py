@@ -79,30 +79,33 @@ def test_a_guest_with_a_device_on_the_bus_shuts_down(target: UmlPciTarget) -> No
 _LENDS = "{ struct scatterlist more, *sgs[2] = { &more, &sg }; \
 sg_init_one(&more, (void *)__get_free_page(GFP_KERNEL), PAGE_SIZE); \
 virtqueue_add_sgs(vi->vq, sgs, 1, 1, vi->data, GFP_KERNEL); }"
-_PLANTED = Substitution("planted-leak", ((
-    "drivers/char/hw_random/virtio-rng.c", r"virtqueue_add_inbuf\(vi->vq, &sg, 1, vi->data, GFP_KERNEL\);", _LENDS), (
+_LEAK = Substitution("planted-leak", ((
+    "drivers/char/hw_random/virtio-rng.c", r"virtqueue_add_inbuf\(vi->vq, &sg, 1, vi->data, GFP_KERNEL\);", _LENDS),))
+"""Each request for randomness lends a page that nobody has cleared, for the device to read."""
+_TOO_MUCH = Substitution("planted-copy", ((
     "kernel/dma/swiotlb.c", r"memcpy\(phys_to_virt\(orig_addr\), vaddr, size\);",
-    "memcpy(phys_to_virt(orig_addr), vaddr, size + (size < IO_TLB_SIZE ? 16 : 0));")))
-"""Each request for randomness lends a page that nobody has cleared, for the device to read; and 16 bytes more than were
-mapped are copied back."""
+    "memcpy(phys_to_virt(orig_addr), vaddr, size + (size < IO_TLB_SIZE ? 16 : 0));"),))
+"""16 bytes more than were mapped are copied back to the guest."""
 
 
 @pytest.mark.kernel
 @pytest.mark.timeout(1500)
-def test_a_driver_that_lends_what_it_never_wrote_and_a_pool_that_gives_back_too_much_are_found() -> None:
-    planted = build_kernel(find_source(SERIES), KernelOptions(), [_PLANTED])
+@pytest.mark.parametrize(("plant", "device", "harm", "signature"), [
+    (_LEAK, DeviceType.RNG, Harm.LEAK, "planted secret in the bounce pool in bytes lent to be read"),
+    (_TOO_MUCH, DeviceType.BLOCK, Harm.MEMORY, "bytes beyond a mapping came back from the bounce pool")],
+    ids=["leak", "too-much"])
+def test_what_was_planted_in_a_kernel_is_found(plant: Substitution, device: DeviceType, harm: Harm,
+                                               signature: str) -> None:
+    planted = build_kernel(find_source(SERIES), KernelOptions(), [plant])
     try:
-        with closing(UmlPciTarget(planted.binary)) as leaking:
-            observation = leaking.run(Scenario(DeviceType.RNG))
-            disk = leaking.run(Scenario(DeviceType.BLOCK))
+        with closing(UmlPciTarget(planted.binary)) as target:
+            # Which freed page a driver gets, and what lay there, is chance.
+            runs = [target.run(Scenario(device)) for _ in range(3)]
     finally:
         remove_built(planted)
-    assert observation.failure == ""
-    assert any(e.harm is Harm.LEAK and e.signature == "planted secret in the bounce pool in bytes lent to be read"
-               for e in observation.evidence), observation.transcript
-    # Beyond the small buffer of randomness there is a red zone, which is set right as soon as the kernel sees it.
-    assert any(e.harm is Harm.MEMORY and e.signature == "bytes beyond a mapping came back from the bounce pool"
-               for e in disk.evidence), disk.transcript
+    assert [run.failure for run in runs] == [""] * 3
+    assert any(e.harm is harm and e.signature == signature for run in runs for e in run.evidence), [
+        run.transcript for run in runs]
 
 
 def watched() -> tuple[DmaWatch, Memory, list[Evidence], list[tuple[int, int]]]:
