@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from chamber.lab.uml_program import connect, disconnect, run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
 from tests.lab import tap_peer
+from tests.lab.tap_server import TAP, serving_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,6 @@ def _can_make_namespaces() -> bool:
 pytestmark = [pytest.mark.uml, pytest.mark.skipif(not _can_make_namespaces(),
                                                   reason="it takes root, tun, iproute2 and iputils-ping")]
 
-TAP: Final = "chamber0"
 GUEST: Final = "10.98.0.2"
 HOST: Final = "10.98.0.1"
 SIZE: Final = 6 << 20
@@ -83,25 +82,6 @@ class Wire:
             run("ip", "link", "set", device, "up")
 
 
-@contextlib.contextmanager
-def _serving(path: Path, ring: str) -> Iterator[int]:
-    """Serve a network device from a namespace of its own; give the process's id."""
-    command = ("unshare", "--net", "--", sys.executable, "-m", "chamber", "serve", "net", "--socket", str(path),
-               "--tap", TAP, "--ring", ring)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            assert "serving net" in process.stderr.readline()
-            yield process.pid
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_END_SECONDS)
-            finally:
-                process.kill()
-    assert process.returncode == 0
-
-
 def _members(namespace: str) -> list[str]:
     """Ids of the processes in a network namespace."""
     found = []
@@ -116,7 +96,7 @@ def _members(namespace: str) -> list[str]:
 def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Wire]:
     path = tmp_path / "net"
     loop = EventLoop()
-    with contextlib.closing(loop), _serving(path, request.param) as server, contextlib.closing(
+    with contextlib.closing(loop), serving_net(path, "--ring", request.param) as server, contextlib.closing(
             UmlGuest(KERNEL, loop, {}, sockets={DeviceType.NET: path})) as guest:
         wire = Wire(guest, server)
         assert wire.namespace != os.readlink("/proc/self/ns/net")

@@ -28,12 +28,13 @@ from chamber.guest.virtio_tdi import map_by_report
 from chamber.lab.linux_tdisp import SysfsFunction
 from chamber.lab.observation import TargetError
 from chamber.link.spdm_socket import SpdmClient, SpdmServer, SpdmSilence
+from chamber.platform.dma import NoDma
 from chamber.platform.ide import IdeStream
 from chamber.platform.spdm_crypto import hash_of
 from chamber.wire.device_types import FEATURES
 from chamber.wire.doe import PCI_SIG as DOE_VENDOR
 from chamber.wire.doe import DataObject, DoeType
-from chamber.wire.errors import DmaFault, WireError
+from chamber.wire.errors import WireError
 from chamber.wire.pci import HEADER, Command
 from chamber.wire.spdm_emulator import Transport
 from chamber.wire.spdm_messages import Measurement, MeasurementType
@@ -53,6 +54,7 @@ _MEASURED: Final = (
     Measurement(2, MeasurementType.FIRMWARE, b"chamber"),
     Measurement(3, MeasurementType.SECURE_VERSION, (1).to_bytes(8, "little")))
 """What a device that Chamber serves says that it runs."""
+_NO_GUEST: Final = NoDma("no guest is there")
 _MOST_REPORT: Final = 1 << 17
 _MOST_OBJECT: Final = 1 << 14
 _VERSIONS: Final = {"1.1": 0x11, "1.2": 0x12, "1.3": 0x13, "1.4": 0x14}
@@ -75,19 +77,6 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
         return host.strip("[]"), int(port)
 
 
-class _Nowhere:
-    """Memory of a guest that is not there."""
-
-    def read(self, address: int, length: int) -> bytes:
-        raise DmaFault(address, length, "read", "no guest is there")
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        raise DmaFault(address, len(data), "write", "no guest is there")
-
-    def view(self, address: int, length: int) -> memoryview:
-        raise DmaFault(address, length, "view", "no guest is there")
-
-
 _transport = click.option("--transport", type=click.Choice(sorted(_TRANSPORTS)), default="doe", show_default=True,
                           help="What carries SPDM.")
 _function = click.option("--function", "function", default="beef", show_default=True, metavar="HEX",
@@ -102,15 +91,6 @@ def _function_id(text: str) -> FunctionId:
     if not 0 <= number <= 0xFFFF:
         raise click.UsageError(f"--function: {text!r} is no requester id")
     return FunctionId(number)
-
-
-def _served(kind: DeviceType, identity: CertificateSlot, function: FunctionId, transport: Transport,
-            log: Any) -> TrustedFunction:  # noqa: ANN401 - what takes lines
-    device = TrustedFunction(
-        VirtioPci(make_device(kind)), identity, shared=_Nowhere(), private=_Nowhere(), measurements=lambda: _MEASURED,
-        routing_id=int(function), sequence_size=transport.sequence_size, spoken=tuple(_VERSIONS.values()), log=log)
-    _enable(device)
-    return device
 
 
 def _enable(device: TrustedFunction) -> None:
@@ -134,8 +114,11 @@ def serve(address: tuple[str, int], transport: str, short: str, key: str, functi
           once: bool, trace: bool) -> None:
     """Serve a trusted virtio device, with an identity that is made for it now."""
     identity, number, chosen = make_slot(key, name=f"virtio-{short}"), _function_id(function), _TRANSPORTS[transport]
-    device = _served(_KINDS[short], identity, number, chosen,
-                     (lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
+    device = TrustedFunction(
+        VirtioPci(make_device(_KINDS[short])), identity, shared=_NO_GUEST, private=_NO_GUEST,
+        measurements=lambda: _MEASURED, routing_id=int(number), sequence_size=chosen.sequence_size,
+        spoken=tuple(_VERSIONS.values()),
+        log=(lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
     if write_policy is not None:
         _write_policy(write_policy, identity, short)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.device.tdi_config import VENDOR_ANALYSED, capability_at, violation
 from chamber.device.tdisp import Event
 from chamber.device.virtio_pci import MSIX_BAR, SHARED_MEMORY_BAR
-from chamber.wire.errors import DmaFault
+from chamber.platform.dma import NoDma
 from chamber.wire.pci import Command
 from chamber.wire.tdi_report import PAGE, InterfaceInfo, InterfaceReport, MmioRange, RangeAttribute
 from chamber.wire.tdisp import LockFlag, LockInterface, SetMmioAttribute, State
@@ -37,19 +37,7 @@ __all__ = ("Tdi", "TrustedPath")
 
 _PAGE_NUMBER: Final = (1 << 52) - 1
 _PLAIN: Final = RangeAttribute(0)
-
-
-class _Rejected:
-    """Memory for an interface that must not reach any."""
-
-    def read(self, address: int, length: int) -> bytes:
-        raise DmaFault(address, length, "read", "the interface is locked and does not run")
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        raise DmaFault(address, len(data), "write", "the interface is locked and does not run")
-
-    def view(self, address: int, length: int) -> memoryview:
-        raise DmaFault(address, length, "view", "the interface is locked and does not run")
+_REJECTED: Final = NoDma("the interface is locked and does not run")
 
 
 class Tdi:
@@ -170,7 +158,7 @@ class Tdi:
 
     def _quiesce(self, state: State) -> None:
         self.state = state
-        self.virtio.dma = _Rejected()
+        self.virtio.dma = _REJECTED
         self.virtio.held = state is not State.CONFIG_UNLOCKED
         self.virtio.window_open = not self.virtio.held
         self.virtio.reset_device()

@@ -11,11 +11,11 @@ from chamber.device.spdm_responder import SpdmResponder
 from chamber.device.tdi import Tdi
 from chamber.device.tdisp import Dsm
 from chamber.device.virtio_tdi import describe
+from chamber.platform.dma import NoDma
 from chamber.platform.doe import DoeMailbox
 from chamber.platform.ide import IdeStream
 from chamber.wire.doe import PCI_SIG as DOE_VENDOR
 from chamber.wire.doe import DoeType
-from chamber.wire.errors import DmaFault
 from chamber.wire.spdm_messages import PCI_SIG, Protocol
 
 if TYPE_CHECKING:
@@ -133,21 +133,16 @@ class _Lent:
     """Memory that is lent later than the device is made."""
 
     def __init__(self) -> None:
-        self.target: Dma | None = None
-
-    def _there(self, address: int, length: int) -> Dma:
-        if self.target is None:
-            raise DmaFault(address, length, "reach", "the function is on no bus")
-        return self.target
+        self.target: Dma = NoDma("the function is on no bus")
 
     def read(self, address: int, length: int) -> bytes:
-        return self._there(address, length).read(address, length)
+        return self.target.read(address, length)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        self._there(address, len(data)).write(address, data)
+        self.target.write(address, data)
 
     def view(self, address: int, length: int) -> memoryview:
-        return self._there(address, length).view(address, length)
+        return self.target.view(address, length)
 
 
 class BehindRootPort:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 from chamber.device.admin_queue import AdminQueue
 from chamber.device.common_config import CommonConfig
 from chamber.device.device_parts import BadPart, read_parts, write_parts
+from chamber.platform.dma import NoDma
 from chamber.platform.msix import PendingBits
 from chamber.platform.pci import Bar, PciFunction, Region, Window
-from chamber.wire.errors import DmaFault, WireError
+from chamber.wire.errors import WireError
 from chamber.wire.function_state import FunctionState
 from chamber.wire.pci import CONFIG_SIZE, CapabilityId, Command
 from chamber.wire.virtio import DeviceType, Feature, bit
@@ -49,6 +50,7 @@ DOORBELLS_AT: Final = _REGISTERS
 NOTIFY_MULTIPLIER: Final = 4
 """Bytes from one queue's notification register to the next one's."""
 _MSIX_TABLE, _MSIX_PENDING, _MSIX_SIZE = 0, 2048, 4096
+_NO_MEMORY: Final = NoDma("the function is on no bus, or must not master it")
 _MOST_VECTORS: Final = 128
 """As many as the table has room for."""
 
@@ -64,19 +66,6 @@ def identity_of(kind: DeviceType) -> dict[str, int]:
     """What a function with a device of a type says of itself: arguments of `PciFunction`."""
     return {"vendor": VENDOR_ID, "device": DEVICE_ID_BASE + kind, "subsystem_vendor": VENDOR_ID,
             "subsystem": DEVICE_ID_BASE + kind, "class_code": _CLASSES.get(kind, 0xFF0000)}
-
-
-class _NoDma:
-    """Memory of a guest that lent none."""
-
-    def read(self, address: int, length: int) -> bytes:
-        raise DmaFault(address, length, "read", "the function is on no bus, or must not master it")
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        raise DmaFault(address, len(data), "write", "the function is on no bus, or must not master it")
-
-    def view(self, address: int, length: int) -> memoryview:
-        raise DmaFault(address, length, "view", "the function is on no bus, or must not master it")
 
 
 class VirtioPci:
@@ -108,7 +97,7 @@ class VirtioPci:
                  commands: AdminCommands | None = None,
                  doorbells: Callable[[int, int], None] | None = None) -> None:
         self.device = device
-        self.dma: Dma = _NoDma()
+        self.dma: Dma = _NO_MEMORY
         self.held = False
         self.window_open = True
         self.register_bar = REGISTER_BAR if doorbells is None else _BESIDE_LEGACY
@@ -275,7 +264,7 @@ class VirtioPci:
     # Interrupts.
 
     def _memory(self) -> Dma:
-        return self.dma if self.function.command & Command.BUS_MASTER else _NoDma()
+        return self.dma if self.function.command & Command.BUS_MASTER else _NO_MEMORY
 
     def halt(self) -> None:
         """Touch no memory and raise no interrupt until it is to go on (2.12.1.5.3, VIRTIO_ADMIN_CMD_DEV_MODE_SET)."""

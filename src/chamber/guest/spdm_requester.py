@@ -338,13 +338,17 @@ class SpdmRequester:
         made = self._decoded(lambda: Measurements.decode(answer, suite.agreed, signed=True))
         if made.slot != slot or (suite.version >= 0x13 and made.context != context):
             raise SpdmViolation("an answer is of the slot, and repeats the context, that it was asked for")
-        before = self._measured.pop(session or 0, bytearray(self._negotiated if suite.version >= 0x12 else b""))
+        before = self._measured.pop(session or 0, self._before_measuring())
         self._check(chain, "measurements signing", bytes(before) + request + _without(answer, made.signature),
                     made.signature)
         size = digest_size(self._measurement_hash) if self._measurement_hash else 0
         if any(not block.raw and len(block.value) != size for block in made.blocks):
             raise SpdmViolation("a measurement that is not raw is a hash of the algorithm that was chosen")
         return made.blocks
+
+    def _before_measuring(self) -> bytearray:
+        """Return what is signed before measurements: in 1.1 nothing, later what was agreed on (10.11.1)."""
+        return bytearray(self._negotiated if self._ready().version >= 0x12 else b"")
 
     def count(self, session: int | None = None) -> int:
         """Return how many measurements there are, unsigned."""
@@ -354,7 +358,7 @@ class SpdmRequester:
         made = self._decoded(lambda: Measurements.decode(answer, suite.agreed, signed=False))
         # What was said so far is signed with the next ones that are.
         key = session or 0
-        self._measured.setdefault(key, bytearray(self._negotiated if suite.version >= 0x12 else b""))
+        self._measured.setdefault(key, self._before_measuring())
         self._measured[key] += request + answer
         return made.total
 

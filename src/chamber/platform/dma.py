@@ -6,7 +6,7 @@ from typing import Protocol
 
 from chamber.wire.errors import DmaFault
 
-__all__ = ("Dma", "DmaFault")
+__all__ = ("Dma", "DmaFault", "NoDma")
 
 
 class Dma(Protocol):
@@ -26,3 +26,27 @@ class Dma(Protocol):
     def view(self, address: int, length: int) -> memoryview:
         """Return a live, writable view; what the guest stores there shows at once."""
         ...
+
+
+class NoDma:
+    """Memory for a device that reaches none.
+
+    Args:
+        why: what the fault says.
+
+    """
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def read(self, address: int, length: int) -> bytes:
+        """Fail."""
+        raise DmaFault(address, length, "read", self._why)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Fail."""
+        raise DmaFault(address, len(data), "write", self._why)
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Fail."""
+        raise DmaFault(address, length, "view", self._why)

@@ -110,11 +110,6 @@ class Chain:
         """Whether the first certificate is its own issuer."""
         return self.certificates[0].issuer == self.certificates[0].subject
 
-    @property
-    def root_hash(self) -> bytes:
-        """Hash of the root, as the chain has it."""
-        return self.data[_HEAD:len(self.data) - sum(len(one.public_bytes(Encoding.DER)) for one in self.certificates)]
-
     def _check_links(self) -> None:
         for place, certificate in enumerate(self.certificates[1:]):
             issuer = self.certificates[place]

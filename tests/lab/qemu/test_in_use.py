@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from chamber.lab.uml_program import connect, disconnect, run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.scsi import Address
 from chamber.wire.virtio import DeviceType, Feature
+from tests.lab.tap_server import TAP, serving_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,6 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(400)]
 
 SIZE: Final = 48 << 20
 MIB: Final = 1 << 20
-TAP: Final = "chamber0"
 _PROGRAMS: Final = ("mkfs.ext4", "e2fsck", "debugfs", "fio")
 
 
@@ -129,24 +128,6 @@ def test_ext4_and_fio(bench: Bench, tmp_path: Path) -> None:
         assert any(file.read(4 << 20))
 
 
-@contextlib.contextmanager
-def _serving(path: Path) -> Iterator[int]:
-    """Serve a network device over vfio-user from a namespace of its own; give the process's id."""
-    command = ("unshare", "--net", "--", sys.executable, "-m", "chamber", "serve", "net", "--protocol", "vfio-user",
-               "--socket", str(path), "--tap", TAP)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            assert "serving net" in process.stderr.readline()
-            yield process.pid
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
-
-
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/net/tun").exists() or shutil.which("nsenter") is None,
                     reason="it takes root, tun and namespaces")
 def test_transfers_through_a_tap_device(tmp_path: Path) -> None:
@@ -155,9 +136,9 @@ def test_transfers_through_a_tap_device(tmp_path: Path) -> None:
     served = tmp_path / "served"
     served.mkdir()
     (served / "content").write_bytes(content)
-    with contextlib.closing(EventLoop()) as loop, _serving(path) as server, contextlib.closing(
-            _guest(loop, (), None, more=("-device", json.dumps({
-                "driver": "vfio-user-pci", "addr": "1e", "socket": {"type": "unix", "path": str(path)}})))) as guest:
+    device = json.dumps({"driver": "vfio-user-pci", "addr": "1e", "socket": {"type": "unix", "path": str(path)}})
+    with (contextlib.closing(EventLoop()) as loop, serving_net(path, "--protocol", "vfio-user") as server,
+          contextlib.closing(_guest(loop, (), None, more=("-device", device))) as guest):
         inside = ("nsenter", f"--net=/proc/{server}/ns/net")
         _on_host(*inside, "ip", "address", "add", "10.98.0.1/24", "dev", TAP)
         _on_host(*inside, "ip", "link", "set", TAP, "up")
