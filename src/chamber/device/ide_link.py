@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from chamber.platform.ide import IdeFailure
 from chamber.wire.tlp import Completion, CompletionStatus, MemoryRead, MemoryWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from chamber.device.tdi import Tdi
     from chamber.platform.ide import IdeStream
@@ -24,12 +26,16 @@ class IdeLink:
         tdis: interfaces whose configuration names the stream.
         completer: bus, device and function that completions name.
 
+    Attributes:
+        working: what is around a write, in which the device does its work.
+
     """
 
     def __init__(self, stream: IdeStream, tdis: Iterable[Tdi], *, completer: int) -> None:
         self._stream = stream
         self._tdis = tuple(tdis)
         self._completer = completer
+        self.working: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def deliver(self, data: bytes) -> bytes | None:
         """Take what came over the link; return what goes back, None where nothing does.
@@ -51,12 +57,13 @@ class IdeLink:
         found = self._find(packet.address, len(packet.data))
         if found is not None:
             tdi, bar, offset = found
-            tdi.access_write(bar, offset, packet.data, trusted=trusted)
+            with self.working():
+                tdi.access_write(bar, offset, packet.data, trusted=trusted)
 
     def _read(self, packet: MemoryRead, *, trusted: bool) -> Completion:
         found = self._find(packet.address, packet.length)
         low = packet.address & 0x7F
-        if found is None or not found[0].admits(found[1], trusted=trusted):
+        if found is None or not found[0].admits(found[1], found[2], trusted=trusted):
             return Completion(self._completer, packet.requester, packet.tag, b"",
                               CompletionStatus.UNSUPPORTED_REQUEST, low)
         tdi, bar, offset = found

@@ -6,7 +6,8 @@ Decisions that neither TDISP nor virtio makes, and that this device does:
   the guest's first trusted access would meet a device that is at work for somebody else.
 - While it is locked, the window through configuration space (virtio 1.4, 4.1.4.9) is inert: writes to it are ignored,
   its data reads as zero. It would be a way into the BARs that no T bit guards. Being ignored, a write to it is no
-  violation: there is nothing that it could change.
+  violation: there is nothing that it could change. So are the commands of the device's owner. A device that has left
+  these doors open, as the specifications let it, is to be had as well (`Doors`).
 - A virtio reset by the guest (status 0) does not unlock: the access is trusted, and the interface the guest's still.
 - Everything in the register BAR is memory of the TEE. So is the interrupts' table, if it was locked; if not, it is not
   reported, and stays the host's.
@@ -15,12 +16,13 @@ Decisions that neither TDISP nor virtio makes, and that this device does:
 
 from __future__ import annotations
 
+import enum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from chamber.device.tdi_config import VENDOR_ANALYSED, capability_at, violation
 from chamber.device.tdisp import Event
-from chamber.device.virtio_pci import MSIX_BAR, SHARED_MEMORY_BAR
+from chamber.device.virtio_pci import MSIX_BAR, NOTIFY_PAGE, SHARED_MEMORY_BAR
 from chamber.platform.dma import NoDma
 from chamber.wire.pci import Command
 from chamber.wire.tdi_report import PAGE, InterfaceInfo, InterfaceReport, MmioRange, RangeAttribute
@@ -33,11 +35,23 @@ if TYPE_CHECKING:
     from chamber.platform.dma import Dma
     from chamber.platform.pci import PciFunction
 
-__all__ = ("Tdi", "TrustedPath")
+__all__ = ("Doors", "Tdi", "TrustedPath")
 
 _PAGE_NUMBER: Final = (1 << 52) - 1
 _PLAIN: Final = RangeAttribute(0)
 _REJECTED: Final = NoDma("the interface is locked and does not run")
+
+
+class Doors(enum.Flag):
+    """Ways into a virtio device besides its memory, which a lock may leave open."""
+
+    NONE = 0
+    WINDOW = enum.auto()
+    """The window in configuration space."""
+    OWNER = enum.auto()
+    """Administration commands of its owner, and doorbells of legacy drivers."""
+    CONTROL = enum.auto()
+    """All registers but those for notifications, which are the host's to play (vDPA)."""
 
 
 class Tdi:
@@ -51,6 +65,7 @@ class Tdi:
         shared: memory that the device reaches by requests without the T bit.
         private: memory that it reaches by requests with it.
         device_info: makes the report's DEVICE_SPECIFIC_INFO.
+        open_doors: what the lock does not close.
 
     Attributes:
         trusted: the guest's way to it.
@@ -60,8 +75,10 @@ class Tdi:
     """
 
     def __init__(self, virtio: VirtioPci, *, shared: Dma, private: Dma,
-                 device_info: Callable[[VirtioPci], bytes] = lambda _virtio: b"") -> None:
+                 device_info: Callable[[VirtioPci], bytes] = lambda _virtio: b"",
+                 open_doors: Doors = Doors.NONE) -> None:
         self.virtio = virtio
+        self._open = open_doors
         self.trusted = TrustedPath(self)
         self.state = State.CONFIG_UNLOCKED
         self.happened: Callable[[Event], None] = lambda _event: None
@@ -125,8 +142,11 @@ class Tdi:
     def _range(self, bar: int, attributes: RangeAttribute = _PLAIN) -> MmioRange:
         size = self.function.bars[bar]
         assert size is not None
-        first = (self.function.bar_base(bar) + self._offset) // PAGE & _PAGE_NUMBER
-        return MmioRange(first, max(1, size.size // PAGE), attributes, bar)
+        skip, pages = 0, max(1, size.size // PAGE)
+        if bar == self.virtio.register_bar and Doors.CONTROL in self._open:
+            skip, pages = NOTIFY_PAGE, 1
+        first = (self.function.bar_base(bar) + self._offset) // PAGE + skip & _PAGE_NUMBER
+        return MmioRange(first, pages, attributes, bar)
 
     def run(self) -> None:
         """Reach the guest's private memory from now on."""
@@ -159,8 +179,9 @@ class Tdi:
     def _quiesce(self, state: State) -> None:
         self.state = state
         self.virtio.dma = _REJECTED
-        self.virtio.held = state is not State.CONFIG_UNLOCKED
-        self.virtio.window_open = not self.virtio.held
+        locked = state is not State.CONFIG_UNLOCKED
+        self.virtio.held = locked and Doors.OWNER not in self._open
+        self.virtio.window_open = not locked or Doors.WINDOW in self._open
         self.virtio.reset_device()
 
     # What a host does.
@@ -178,7 +199,7 @@ class Tdi:
                 self.happened(Event.CONFIGURATION)
         owner = capability_at(self.function, offset)
         # An access is a double word at most, as capabilities are aligned to: it is in one of them, or in none.
-        if not self._locked or owner is None or owner[0] not in VENDOR_ANALYSED:
+        if self.virtio.window_open or owner is None or owner[0] not in VENDOR_ANALYSED:
             self.virtio.write_config(offset, data)
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
@@ -191,22 +212,24 @@ class Tdi:
 
     # Memory requests.
 
-    def admits(self, bar: int, *, trusted: bool) -> bool:
+    def admits(self, bar: int, offset: int, *, trusted: bool) -> bool:
         """Whether a request may go on: what is the TEE's is reached with the T bit and in RUN, all else without it."""
         if not self._locked:
             return not trusted
         is_tee = bar in self._ranges and bar not in self._non_tee
+        if bar == self.virtio.register_bar and Doors.CONTROL in self._open:
+            is_tee = offset // PAGE == NOTIFY_PAGE
         if not is_tee:
             return not trusted
         return trusted and self.state is State.RUN
 
     def access_read(self, bar: int, offset: int, size: int, *, trusted: bool) -> bytes:
         """Serve a read; one that is rejected has all bits set, as an unsupported request has at its requester."""
-        return self.virtio.read_bar(bar, offset, size) if self.admits(bar, trusted=trusted) else b"\xff" * size
+        return self.virtio.read_bar(bar, offset, size) if self.admits(bar, offset, trusted=trusted) else b"\xff" * size
 
     def access_write(self, bar: int, offset: int, data: bytes, *, trusted: bool) -> None:
         """Take a write; one that is rejected is dropped."""
-        if self.admits(bar, trusted=trusted):
+        if self.admits(bar, offset, trusted=trusted):
             self.virtio.write_bar(bar, offset, data)
 
     def _function_reset(self) -> None:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.wire.pci import CONVENTIONAL_SIZE, EXPRESS, HEADER, CapabilityId, Command, ExpressControl, ExtendedId
+from chamber.wire.pci import (
+    CONVENTIONAL_SIZE,
+    EXPRESS,
+    HEADER,
+    MSIX,
+    CapabilityId,
+    Command,
+    ExpressControl,
+    ExtendedId,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +84,8 @@ def violation(function: PciFunction, offset: int, data: bytes, *, msix_locked: b
         return "memory accesses were switched off"
     owners = {capability_at(function, byte) for byte in range(offset, min(end, len(now)))}
     for kind, at in sorted(owner for owner in owners if owner is not None):
+        if kind == CapabilityId.MSIX and not (offset < at + MSIX.size and at < end):
+            continue  # behind the last capability there is nothing
         reason = _in_capability(now, then, kind, at, msix_locked=msix_locked)
         if reason is not None:
             return reason

@@ -193,6 +193,11 @@ class Dsm:
         """Return the state of an interface."""
         return self._tdis[function].state
 
+    def holds_firmware(self, function: int) -> bool:
+        """Whether a guest has locked an interface against other firmware on its device."""
+        tdi = self._tdis[function]
+        return tdi.state in {State.CONFIG_LOCKED, State.RUN} and bool(tdi.lock.flags & LockFlag.NO_FW_UPDATE)
+
     # What a session says.
 
     def respond(self, session: int | None, data: bytes) -> bytes | None:

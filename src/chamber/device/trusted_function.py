@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from chamber.device.ide_km import IdePort
 from chamber.device.ide_link import IdeLink
 from chamber.device.spdm_responder import SpdmResponder
-from chamber.device.tdi import Tdi
-from chamber.device.tdisp import Dsm
+from chamber.device.tdi import Doors, Tdi
+from chamber.device.tdisp import Dsm, Event
 from chamber.device.virtio_tdi import describe
 from chamber.platform.dma import NoDma
 from chamber.platform.doe import DoeMailbox
@@ -35,6 +36,10 @@ _ALL_VERSIONS: Final = (0x12, 0x13, 0x14)
 """TDISP takes SPDM from 1.2 on (PCIe 6.1, 11.2.2)."""
 
 
+def _nothing(_virtio: VirtioPci) -> bytes:
+    return b""
+
+
 class TrustedFunction:
     """The whole device.
 
@@ -50,6 +55,8 @@ class TrustedFunction:
         spoken: versions of SPDM.
         clear_handshake: whether FINISH may travel in the clear.
         sequence_size: bytes of a secured message's number, where it is not a mailbox that brings it.
+        described: whether its report says what it is as a virtio device.
+        open_doors: ways into it that a lock does not close.
         log: gets lines of all that is said, without anything that is secret.
 
     Attributes:
@@ -67,8 +74,10 @@ class TrustedFunction:
                  measurements: Callable[[], Sequence[Measurement]] = tuple, routing_id: int = 0,
                  stream_id: int | None = 0, random: Callable[[int], bytes] = os.urandom,
                  spoken: Sequence[int] = _ALL_VERSIONS, clear_handshake: bool = False,
-                 sequence_size: int = 0, log: Callable[[str], None] = lambda _line: None) -> None:
-        self.tdi = Tdi(virtio, shared=shared, private=private, device_info=describe)
+                 sequence_size: int = 0, described: bool = True, open_doors: Doors = Doors.NONE,
+                 log: Callable[[str], None] = lambda _line: None) -> None:
+        info = partial(describe, open_doors=open_doors) if described else _nothing
+        self.tdi = Tdi(virtio, shared=shared, private=private, device_info=info, open_doors=open_doors)
         self._routing_id = routing_id
         self.stream = None if stream_id is None else IdeStream(stream_id)
         streams = {} if self.stream is None else {self.stream.stream_id: self.stream}
@@ -92,6 +101,21 @@ class TrustedFunction:
     def state(self) -> State:
         """State of the interface."""
         return self.dsm.state(self._routing_id)
+
+    @property
+    def routing_id(self) -> int:
+        """Bus, device and function."""
+        return self._routing_id
+
+    def update_firmware(self) -> bool:
+        """Whether it takes other firmware now: not while a guest has it locked against that (PCIe 6.1, 11.3.8).
+
+        If it does, what is locked is in ERROR: it is not what its guest has measured.
+        """
+        if self.dsm.holds_firmware(self._routing_id):
+            return False
+        self.dsm.happened(self._routing_id, Event.FIRMWARE)
+        return True
 
     def _through(self, *, secured: bool) -> Callable[[bytes], bytes | None]:
         def answer(payload: bytes) -> bytes | None:
@@ -195,12 +219,12 @@ class BehindRootPort:
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """Serve a read of a BAR by the guest."""
         tdi = self.trusted.tdi
-        return tdi.access_read(bar, offset, size, trusted=tdi.admits(bar, trusted=True))
+        return tdi.access_read(bar, offset, size, trusted=tdi.admits(bar, offset, trusted=True))
 
     def write_bar(self, bar: int, offset: int, data: bytes) -> None:
         """Take a write to a BAR by the guest."""
         tdi = self.trusted.tdi
-        tdi.access_write(bar, offset, data, trusted=tdi.admits(bar, trusted=True))
+        tdi.access_write(bar, offset, data, trusted=tdi.admits(bar, offset, trusted=True))
 
     def reset(self) -> None:
         """Take the bus's reset, a conventional one."""

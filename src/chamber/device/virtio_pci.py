@@ -24,6 +24,11 @@ from chamber.wire.virtio_pci import (
     ISR_QUEUE,
     NOTIFY_CAPABILITY,
     PCI_CFG_CAPABILITY,
+    RELOCATED,
+    RELOCATED_AT,
+    RELOCATED_ID_BASE,
+    RELOCATED_MAGIC,
+    RELOCATED_SIZE,
     SHARED_MEMORY_CAPABILITY,
     VENDOR_ID,
     CapabilityType,
@@ -36,8 +41,8 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.platform.dma import Dma
 
-__all__ = ("DOORBELLS_AT", "MSIX_BAR", "NOTIFY_MULTIPLIER", "REGISTER_BAR", "SHARED_MEMORY_BAR", "VirtioPci",
-           "identity_of")
+__all__ = ("DOORBELLS_AT", "MSIX_BAR", "NOTIFY_MULTIPLIER", "NOTIFY_PAGE", "REGISTER_BAR", "SHARED_MEMORY_BAR",
+           "VirtioPci", "identity_of")
 
 _PAGE: Final = 4096
 REGISTER_BAR, MSIX_BAR, SHARED_MEMORY_BAR = 0, 1, 2
@@ -45,6 +50,8 @@ _BESIDE_LEGACY: Final = 4
 """Where registers are of a function that may be shown with a legacy interface, which is in BAR 0 (2.12.1.2.7)."""
 _COMMON_AT, _ISR_AT, _DEVICE_AT, _NOTIFY_AT = (number * _PAGE for number in range(4))
 _REGISTERS: Final = 4 * _PAGE
+NOTIFY_PAGE: Final = _NOTIFY_AT // _PAGE
+"""Which page of the registers has the notification structure, and nothing else."""
 DOORBELLS_AT: Final = _REGISTERS
 """Where doorbells of legacy drivers are, in a function that has some: its registers are twice as large then."""
 NOTIFY_MULTIPLIER: Final = 4
@@ -62,10 +69,10 @@ _CLASSES: Final = {
 """Class codes; a driver does not look at them."""
 
 
-def identity_of(kind: DeviceType) -> dict[str, int]:
+def identity_of(kind: DeviceType, *, base: int = DEVICE_ID_BASE) -> dict[str, int]:
     """What a function with a device of a type says of itself: arguments of `PciFunction`."""
-    return {"vendor": VENDOR_ID, "device": DEVICE_ID_BASE + kind, "subsystem_vendor": VENDOR_ID,
-            "subsystem": DEVICE_ID_BASE + kind, "class_code": _CLASSES.get(kind, 0xFF0000)}
+    return {"vendor": VENDOR_ID, "device": base + kind, "subsystem_vendor": VENDOR_ID, "subsystem": base + kind,
+            "class_code": _CLASSES.get(kind, 0xFF0000)}
 
 
 class VirtioPci:
@@ -80,6 +87,7 @@ class VirtioPci:
         function: the PCI function to be, such as a virtual one; by default one of its own.
         commands: what it does with administration commands; it has a queue for them then.
         doorbells: called with a doorbell's number and the queue that was written to it; whom they are for, it knows.
+        relocated: whether its capabilities lie in memory, under device ids of their own, and there is no window.
 
     Attributes:
         device: as given.
@@ -95,8 +103,9 @@ class VirtioPci:
 
     def __init__(self, device: Device, *, vectors: int | None = None, function: PciFunction | None = None,
                  commands: AdminCommands | None = None,
-                 doorbells: Callable[[int, int], None] | None = None) -> None:
+                 doorbells: Callable[[int, int], None] | None = None, relocated: bool = False) -> None:
         self.device = device
+        self._table: bytearray | None = bytearray() if relocated else None
         self.dma: Dma = _NO_MEMORY
         self.held = False
         self.window_open = True
@@ -107,7 +116,8 @@ class VirtioPci:
         if commands is not None:
             device.offer(bit(Feature.ADMIN_VQ))
             admin = AdminQueue(device, commands)
-        self.function = function = PciFunction(**identity_of(device.type)) if function is None else function
+        base = RELOCATED_ID_BASE if relocated else DEVICE_ID_BASE
+        self.function = function = function or PciFunction(**identity_of(device.type, base=base))
         self._isr = 0
         self._changed = False
         self.common = CommonConfig(device, self._memory, self._queue_interrupt, admin)
@@ -118,12 +128,14 @@ class VirtioPci:
         notify_size = max(4, queues * NOTIFY_MULTIPLIER)
         self._add(CapabilityType.NOTIFY_CFG, _NOTIFY_AT, notify_size,
                   NOTIFY_MULTIPLIER.to_bytes(4, "little"), size=NOTIFY_CAPABILITY.size)
-        legacy = () if doorbells is None else (Region(DOORBELLS_AT, _PAGE, _Doorbells(doorbells)),)
-        function.add_bar(self.register_bar, Bar(_REGISTERS << len(legacy), (
+        more = [] if doorbells is None else [Region(DOORBELLS_AT, _PAGE, _Doorbells(doorbells))]
+        if self._table is not None:
+            more.append(Region(RELOCATED_AT, RELOCATED_SIZE, _Relocated(self._table)))
+        function.add_bar(self.register_bar, Bar(_REGISTERS << bool(more), (
             Region(_COMMON_AT, self.common.size, self.common),
             Region(_ISR_AT, 1, _Isr(self.take_isr)),
             Region(_DEVICE_AT, _PAGE, _DeviceConfig(device)),
-            Region(_NOTIFY_AT, notify_size, _Notify(self.notified)), *legacy)))
+            Region(_NOTIFY_AT, notify_size, _Notify(self.notified)), *more)))
         wanted = min(_MOST_VECTORS, queues + 1) if vectors is None else vectors
         if wanted:
             table = function.add_msix(wanted, MSIX_BAR, table=_MSIX_TABLE, pending=_MSIX_PENDING)
@@ -132,15 +144,19 @@ class VirtioPci:
                                                         Region(_MSIX_PENDING, pending.size, pending))))
         if device.device_memory is not None:
             self._add_shared_memory(device.device_memory[1])
-        self._add_window()
+        if not relocated:
+            self._add_window()
         function.was_reset = self._reset
         device.config_interrupt = self._config_interrupt
 
     def _add(self, kind: CapabilityType, offset: int, length: int, more: bytes = b"", *,
              size: int = CAPABILITY.size, bar: int | None = None, mask: bytes = b"") -> None:
-        body = CAPABILITY.pack(cap_len=size, cfg_type=kind, bar=self.register_bar if bar is None else bar,
-                               offset=offset, length=length)
-        self.capabilities[kind] = self.function.add_capability(CapabilityId.VENDOR, bytes(body[2:]) + more, mask)
+        body = CAPABILITY.pack(cap_vndr=CapabilityId.VENDOR, cap_len=size, cfg_type=kind,
+                               bar=self.register_bar if bar is None else bar, offset=offset, length=length)
+        if self._table is None:
+            self.capabilities[kind] = self.function.add_capability(CapabilityId.VENDOR, bytes(body[2:]) + more, mask)
+        else:
+            self._table += bytes(body) + more
 
     def _add_shared_memory(self, memory: memoryview) -> None:
         size = max(_PAGE, 1 << (len(memory) - 1).bit_length())
@@ -387,6 +403,20 @@ class _Doorbells:
     def write(self, offset: int, data: bytes) -> None:
         if not offset % NOTIFY_MULTIPLIER:
             self._rung(offset // NOTIFY_MULTIPLIER, int.from_bytes(data[:2], "little"))
+
+
+class _Relocated:
+    """Capabilities, and how many bytes they have; read only."""
+
+    def __init__(self, table: bytearray) -> None:
+        self._table = table
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = bytes(RELOCATED.pack(magic=RELOCATED_MAGIC, length=len(self._table))) + self._table
+        return data[offset:offset + size].ljust(size, b"\0")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Read only."""
 
 
 class _Memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.tdi import Doors
 from chamber.wire.virtio_pci import CAPABILITY, NOTIFY_CAPABILITY, SHARED_MEMORY_CAPABILITY, CapabilityType
 from chamber.wire.virtio_tdi import Guarantee, Location, VirtioTdiInfo
 
@@ -14,15 +15,20 @@ __all__ = ("describe",)
 
 _IN_MEMORY: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG, CapabilityType.ISR_CFG,
                      CapabilityType.DEVICE_CFG, CapabilityType.SHARED_MEMORY_CFG)
-_KEPT: Final = Guarantee.RESET_BY_LOCK | Guarantee.WINDOW_INERT | Guarantee.NO_LEGACY | Guarantee.OWNER_REFUSED
-"""What `chamber.device.tdi.Tdi` does. Configuration changes as the device's type says, and as its host makes it."""
+_CLOSED: Final = {Doors.WINDOW: Guarantee.WINDOW_INERT, Doors.OWNER: Guarantee.NO_LEGACY | Guarantee.OWNER_REFUSED}
+"""What a closed door lets `chamber.device.tdi.Tdi` undertake."""
 
 
-def describe(virtio: VirtioPci) -> bytes:
+def describe(virtio: VirtioPci, *, open_doors: Doors = Doors.NONE) -> bytes:
     """Return DEVICE_SPECIFIC_INFO of a function that is being locked; for `Tdi`."""
     device = virtio.device
+    # Configuration changes as the device's type says, and as its host makes it: that is not undertaken.
+    kept = Guarantee.RESET_BY_LOCK
+    for door, guarantee in _CLOSED.items():
+        if door not in open_doors:
+            kept |= guarantee
     return VirtioTdiInfo(
-        device.type, _KEPT, tuple(_location(virtio, kind) for kind in _IN_MEMORY if kind in virtio.capabilities),
+        device.type, kept, tuple(_location(virtio, kind) for kind in _IN_MEMORY if kind in virtio.capabilities),
         device.offered_features(), (device.queue_size,) * device.queue_count, bytes(device.config)).encode()
 
 

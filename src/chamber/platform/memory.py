@@ -13,9 +13,13 @@ from chamber.wire.errors import DmaFault
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("PAGE", "GuestMemory", "HostView")
+    from chamber.platform.dma import Dma
+
+__all__ = ("HOST_PAGES", "PAGE", "GuestMemory", "HostView", "PrivateView", "WithHostPages")
 
 PAGE: Final = 4096
+HOST_PAGES: Final = 1 << 40
+"""Guest-physical addresses from here on are shared by their highest bit, and are what the host maps there."""
 _MAP_FIXED: Final = 0x10
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -220,3 +224,68 @@ class HostView:
         """Return a live view of shared pages."""
         self._check(address, length, "view")
         return self._memory.raw_view(address, length)
+
+
+class PrivateView:
+    """All of a guest's memory, as requests of a trusted device reach it (implements `chamber.platform.dma.Dma`)."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+
+    def _check(self, address: int, length: int, access: str) -> None:
+        if not 0 <= address <= address + length <= self._memory.size:
+            raise DmaFault(address, length, access, "no memory of the guest's")
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes."""
+        self._check(address, length, "read")
+        return self._memory.peek(address, length)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes."""
+        self._check(address, len(data), "write")
+        self._memory.write(address, data)
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a live view."""
+        self._check(address, length, "view")
+        return self._memory.raw_view(address, length)
+
+
+class WithHostPages:
+    """A guest's memory, and pages of the host's own from `HOST_PAGES` on (implements `chamber.platform.dma.Dma`).
+
+    What kind of request a device makes does not keep it from memory that is shared: a host can have it read there what
+    the guest has never written.
+
+    Args:
+        memory: the guest's.
+        pages: the host's.
+
+    """
+
+    def __init__(self, memory: Dma, pages: bytearray) -> None:
+        self._memory = memory
+        self._pages = memoryview(pages)
+
+    def _of_host(self, address: int, length: int) -> memoryview | None:
+        at = address - HOST_PAGES
+        return self._pages[at:at + length] if 0 <= at <= at + length <= len(self._pages) else None
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes."""
+        found = self._of_host(address, length)
+        return self._memory.read(address, length) if found is None else bytes(found)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes."""
+        found = self._of_host(address, len(data))
+        if found is None:
+            self._memory.write(address, data)
+        else:
+            found[:] = bytes(data)
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a live view."""
+        found = self._of_host(address, length)
+        return self._memory.view(address, length) if found is None else found

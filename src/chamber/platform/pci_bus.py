@@ -10,12 +10,21 @@ if TYPE_CHECKING:
     from chamber.platform.interrupts import InterruptController
     from chamber.platform.pci import PciFunction
 
-__all__ = ("MEMORY", "MSI_ADDRESS", "Occupant", "PciBus")
+__all__ = ("MEMORY", "MSI_ADDRESS", "Bus", "Occupant", "PciBus")
 
 MEMORY: Final = range(0x8000_0000, 0x9000_0000)
 """Addresses that a guest may put BARs at."""
 MSI_ADDRESS: Final = 0xFEE0_0000
 """Where a message has to go to be an interrupt; its data is the vector."""
+
+
+class Bus(Protocol):
+    """What a guest reaches functions by."""
+
+    def read_config(self, slot: int, offset: int, size: int) -> bytes: ...  # noqa: D102 - as PciBus's, like those below
+    def write_config(self, slot: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def read(self, address: int, size: int) -> bytes: ...  # noqa: D102
+    def write(self, address: int, data: bytes) -> None: ...  # noqa: D102
 
 
 class Occupant(Protocol):

@@ -18,6 +18,12 @@ __all__ = (
     "NOTIFY_CAPABILITY",
     "NO_VECTOR",
     "PCI_CFG_CAPABILITY",
+    "RELOCATED",
+    "RELOCATED_AT",
+    "RELOCATED_BAR",
+    "RELOCATED_ID_BASE",
+    "RELOCATED_MAGIC",
+    "RELOCATED_SIZE",
     "SHARED_MEMORY_CAPABILITY",
     "TRANSITIONAL_IDS",
     "VENDOR_ID",
@@ -28,6 +34,16 @@ VENDOR_ID: Final = 0x1AF4
 DEVICE_ID_BASE: Final = 0x1040
 """PCI device id of a virtio device: this plus its virtio id (4.1.2)."""
 TRANSITIONAL_IDS: Final = range(0x1000, 0x1040)
+RELOCATED_ID_BASE: Final = 0x1080
+"""What is added to a device type to have the device id of a function without virtio capabilities in configuration
+space. No such ids are assigned: they are Chamber's choice, as is the place of the table (docs/trusted-virtio.md)."""
+RELOCATED_BAR: Final = 0
+RELOCATED_AT: Final = 0x4000
+"""Where such a function has its table: the capabilities, verbatim, one behind the other."""
+RELOCATED_SIZE: Final = 4096
+"""Bytes of the table, its head included."""
+RELOCATED_MAGIC: Final = 0x50414356
+"""``VCAP``."""
 NO_VECTOR: Final = 0xFFFF
 """VIRTIO_MSI_NO_VECTOR (4.1.4.3)."""
 ISR_QUEUE: Final = 1
@@ -95,6 +111,11 @@ COMMON: Final = Layout(
     Field("admin_queue_num", "le16", Role.COUNT),
 )
 
+RELOCATED: Final = Layout(
+    "head of relocated capabilities", "docs/trusted-virtio.md", Field("magic", "le32", Role.ID),
+    Field("length", "le32", Role.LENGTH),
+)
+"""``length``: bytes of the capabilities that follow."""
 LEGACY: Final = Layout(
     "legacy common configuration", "virtio 1.4, 4.1.4.10",
     Field("device_features", "le32", Role.FLAGS),
