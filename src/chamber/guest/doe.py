@@ -19,13 +19,14 @@ from chamber.wire.doe import (
     DoeStatus,
     DoeType,
 )
+from chamber.wire.pci import CONFIG_SIZE, CONVENTIONAL_SIZE, ExtendedId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chamber.guest.untrusted import Checks, Untrusted
 
-__all__ = ("DoeRequester", "Silence")
+__all__ = ("DoeRequester", "Silence", "find_mailbox")
 
 _SPEC: Final = "PCIe 6.1, 6.30"
 _POLLS: Final = 1000
@@ -35,6 +36,21 @@ _HEADER_WORDS: Final = 2
 
 class Silence(Exception):
     """The mailbox has no answer, or does not come to rest."""
+
+
+def find_mailbox(read: Callable[[int], int]) -> int | None:
+    """Return where the first mailbox is, in a list of capabilities that a host may have end nowhere; None without one.
+
+    `read` reads a double word of configuration space.
+    """
+    at, seen = CONVENTIONAL_SIZE, set[int]()
+    while CONVENTIONAL_SIZE <= at <= CONFIG_SIZE - WORD and at not in seen:
+        seen.add(at)
+        head = read(at)
+        if head & 0xFFFF == ExtendedId.DOE:
+            return at
+        at = head >> 20 & ~3
+    return None
 
 
 class DoeRequester:

@@ -58,7 +58,7 @@ class GuestMachine:
         self.coherent = Heap(self.memory, coherent_at, _COHERENT, stale=b"\0")
         self.coherent.reports = self.heap.reports
         pool = None
-        if profile.private:
+        if profile.bounced:
             self.memory.share(coherent_at, _COHERENT)
             pool = BouncePool(self.memory, coherent_at + _COHERENT, _POOL_SEGMENTS, _POOL_AREAS, self.heap,
                               checked=profile.checked)

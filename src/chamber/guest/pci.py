@@ -28,6 +28,12 @@ from chamber.wire.virtio_pci import (
     COMMON,
     DEVICE_ID_BASE,
     NOTIFY_CAPABILITY,
+    RELOCATED,
+    RELOCATED_AT,
+    RELOCATED_BAR,
+    RELOCATED_ID_BASE,
+    RELOCATED_MAGIC,
+    RELOCATED_SIZE,
     SHARED_MEMORY_CAPABILITY,
     VENDOR_ID,
     CapabilityType,
@@ -37,10 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chamber.guest.untrusted import Checks, Untrusted
-    from chamber.platform.pci_bus import PciBus
+    from chamber.platform.pci_bus import Bus
 
-__all__ = ("ALIGNED", "LEAST", "NEEDED", "Msix", "Structure", "VirtioFunction", "bar_size", "find_function",
-           "is_multiplier", "overlap")
+__all__ = ("ALIGNED", "LEAST", "NEEDED", "FunctionFinder", "Msix", "Structure", "TableFinder", "VirtioFunction",
+           "bar_size", "find_function", "is_multiplier", "overlap")
 
 _MOST_CAPABILITIES: Final = 48
 """As many as the space that they lie in has room for (PCIe 6.0, 7.5.3)."""
@@ -51,6 +57,7 @@ LEAST: Final = {CapabilityType.COMMON_CFG: COMMON["queue_notif_config_data"].off
 ALIGNED: Final = {CapabilityType.COMMON_CFG: 4, CapabilityType.NOTIFY_CFG: 2, CapabilityType.ISR_CFG: 1,
                    CapabilityType.DEVICE_CFG: 4}
 NEEDED: Final = (CapabilityType.COMMON_CFG, CapabilityType.NOTIFY_CFG)
+_TABLE_SPEC: Final = "docs/trusted-virtio.md"
 _DEVICE_SPEC, _BAR_SPEC, _LIST_SPEC, _CAP_SPEC = "4.1.2", "PCIe 6.0, 7.5.1.2.1", "PCIe 6.0, 7.5.3.1", "4.1.4"
 
 
@@ -95,31 +102,65 @@ class VirtioFunction:
     bars: dict[int, Structure] = field(default_factory=dict)
 
 
-class _Finder:
-    """Looks at one function."""
+class FunctionFinder:
+    """Looks at one function, step by step: `look` takes them all.
 
-    def __init__(self, bus: PciBus, slot: int, checks: Checks) -> None:
+    Args:
+        bus: where it is.
+        slot: in which slot.
+        checks: of what is read.
+        id_base: what is added to a device type to have its device id.
+
+    Attributes:
+        bars: where its base addresses were placed.
+
+    """
+
+    def __init__(self, bus: Bus, slot: int, checks: Checks, *, id_base: int = DEVICE_ID_BASE) -> None:
         self._bus = bus
         self._slot = slot
         self._checks = checks
-        self._bars: dict[int, Structure] = {}
+        self._id_base = id_base
+        self.bars: dict[int, Structure] = {}
         self._next = MEMORY.start
+        self._type = 0
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        """Return bytes of where capabilities are."""
+        return self._bus.read_config(self._slot, offset, size)
 
     def _read(self, offset: int, size: int) -> Untrusted[int]:
-        return self._checks.number(int.from_bytes(self._bus.read_config(self._slot, offset, size), "little"))
+        return self._checks.number(int.from_bytes(self._bytes(offset, size), "little"))
 
     def _write(self, offset: int, size: int, value: int) -> None:
         self._bus.write_config(self._slot, offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
 
     def look(self) -> VirtioFunction:
+        """Identify it, place its BARs, find what it has, and let it work."""
+        self.place()
+        function = self.find()
+        self.enable()
+        return function
+
+    def place(self) -> None:
+        """Identify the function, and place its BARs."""
         checks = self._checks
         self._read(HEADER["vendor"].offset, 2).equals(VENDOR_ID, "the function is virtio's", _DEVICE_SPEC)
-        device = self._read(HEADER["device"].offset, 2).between(
-            DEVICE_ID_BASE, DEVICE_ID_BASE + 63, "the function is a device without a legacy interface", _DEVICE_SPEC)
+        base = self._id_base
+        self._type = self._read(HEADER["device"].offset, 2).between(
+            base, base + 63, "the function is a device without a legacy interface", _DEVICE_SPEC) - base
         self._read(HEADER["header_type"].offset, 1).one_of((0,), "the function is no bridge, and alone", "4.1.2")
         status = self._read(HEADER["status"].offset, 2).masked(0xFFFF)
         checks.require(bool(status & Status.CAPABILITIES), "the function has capabilities", _CAP_SPEC)
         self._size_bars()
+
+    def enable(self) -> None:
+        """Have its memory answer, and let it master the bus."""
+        self._write(HEADER["command"].offset, 2, Command.MEMORY | Command.BUS_MASTER | Command.INTX_DISABLE)
+
+    def find(self) -> VirtioFunction:
+        """Follow its capabilities to what it has."""
+        checks = self._checks
         structures: dict[CapabilityType, Structure] = {}
         shared: dict[int, Structure] = {}
         multiplier, msix = 0, None
@@ -141,9 +182,12 @@ class _Finder:
                        _CAP_SPEC)
         taken = list(structures.values()) + ([] if msix is None else [msix.table])
         checks.require(not overlap(taken), "no structure lies in another", _CAP_SPEC)
-        self._write(HEADER["command"].offset, 2, Command.MEMORY | Command.BUS_MASTER | Command.INTX_DISABLE)
-        return VirtioFunction(self._slot, device - DEVICE_ID_BASE, structures, multiplier, shared, msix,
-                              dict(self._bars))
+        return VirtioFunction(self._slot, self._type, structures, multiplier, shared, msix, dict(self.bars))
+
+    def find_msix(self) -> Msix | None:
+        """Follow the capability of MSI-X alone."""
+        at = next((at for at, kind in self._capabilities() if kind == CapabilityId.MSIX), None)
+        return None if at is None else self._msix(at)
 
     # Base addresses.
 
@@ -174,7 +218,7 @@ class _Finder:
         self._write(at, 4, address)
         if wide:
             self._write(at + 4, 4, address >> 32)
-        self._bars[index] = Structure(address, size)
+        self.bars[index] = Structure(address, size)
 
     # Capabilities.
 
@@ -204,8 +248,8 @@ class _Finder:
         return Structure(bar.address + offset, length)
 
     def _bar_of(self, number: Untrusted[int]) -> Structure:
-        index = number.one_of(tuple(self._bars), "a structure is in a BAR that there is", _CAP_SPEC)
-        return self._bars.get(index, Structure(MEMORY.stop, 0))
+        index = number.one_of(tuple(self.bars), "a structure is in a BAR that there is", _CAP_SPEC)
+        return self.bars.get(index, Structure(MEMORY.stop, 0))
 
     def _multiplier(self, at: int) -> int:
         field = NOTIFY_CAPABILITY["notify_off_multiplier"]
@@ -234,6 +278,44 @@ class _Finder:
         return Msix(Structure(bar.address + (word & ~7), size), control, vectors)
 
 
+class TableFinder(FunctionFinder):
+    """Follows capabilities that lie in the device's memory: `RELOCATED` in `chamber.wire.virtio_pci`."""
+
+    def __init__(self, bus: Bus, slot: int, checks: Checks) -> None:
+        super().__init__(bus, slot, checks, id_base=RELOCATED_ID_BASE)
+        self._table: bytes | None = None
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        return super()._bytes(offset, size) if self._table is None else self._table[offset:offset + size]
+
+    def find(self) -> VirtioFunction:
+        """Copy the table, once, and follow it. Interrupts' registers are no part of it."""
+        bar = self._bar_of(self._checks.number(RELOCATED_BAR))
+        self._checks.require(bar.length >= RELOCATED_AT + RELOCATED_SIZE, "the table lies in its BAR", _TABLE_SPEC)
+        data = self._bus.read(bar.address + RELOCATED_AT, RELOCATED_SIZE)
+        head = RELOCATED.unpack(data)
+        self._checks.number(head["magic"]).equals(RELOCATED_MAGIC, "there is a table", _TABLE_SPEC)
+        size = self._checks.number(head["length"]).at_most(
+            RELOCATED_SIZE - RELOCATED.size, "the table ends on its page", _TABLE_SPEC)
+        self._table = data[RELOCATED.size:RELOCATED.size + size]
+        try:
+            return super().find()
+        finally:
+            self._table = None
+
+    def _capabilities(self) -> list[tuple[int, int]]:
+        if self._table is None:
+            return super()._capabilities()
+        found: list[tuple[int, int]] = []
+        at = 0
+        while at < len(self._table):
+            size = self._field(at, "cap_len").between(CAPABILITY.size, len(self._table) - at,
+                                                      "a capability is as long as it is", _TABLE_SPEC)
+            found.append((at, self._read(at, 1).masked(0xFF)))
+            at += size
+        return found
+
+
 def bar_size(mask: int, checks: Checks, spec: str) -> int:
     """Return the size of a BAR by the address bits, of 64, that it kept when all were written."""
     size = checks.number(-mask & (1 << 64) - 1).between(16, _MOST_BYTES, "a BAR has a size that fits", spec)
@@ -252,11 +334,11 @@ def overlap(structures: Sequence[Structure]) -> bool:
                for place, one in enumerate(structures) for other in structures[:place])
 
 
-def find_function(bus: PciBus, slot: int, checks: Checks) -> VirtioFunction:
+def find_function(bus: Bus, slot: int, checks: Checks) -> VirtioFunction:
     """Look at the function in a slot, place its BARs, and let it work.
 
     Raises:
         DeviceViolation: something about it is not as it has to be; nothing of it was mapped.
 
     """
-    return _Finder(bus, slot, checks).look()
+    return FunctionFinder(bus, slot, checks).look()

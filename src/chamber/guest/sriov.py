@@ -25,7 +25,7 @@ from chamber.wire.pci import (
 
 if TYPE_CHECKING:
     from chamber.guest.untrusted import Checks, Untrusted
-    from chamber.platform.pci_bus import PciBus
+    from chamber.platform.pci_bus import Bus
 
 __all__ = ("VirtualFunctions",)
 
@@ -50,7 +50,7 @@ class VirtualFunctions:
 
     """
 
-    def __init__(self, bus: PciBus, slot: int, checks: Checks) -> None:
+    def __init__(self, bus: Bus, slot: int, checks: Checks) -> None:
         self._bus = bus
         self._slot = slot
         self._checks = checks

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from chamber.guest.spdm_requester import SpdmViolation
 from chamber.guest.tdisp import TdispRequester, TdispViolation, key_stream
 from chamber.guest.untrusted import ENFORCING, DeviceViolation
-from chamber.guest.virtio_tdi import map_by_report
+from chamber.guest.virtio_tdi import map_by_report, map_ranges
 from chamber.platform.spdm_crypto import hash_of
 from chamber.wire.spdm_messages import PCI_SIG, Protocol, Summary
 from chamber.wire.tdisp import LockFlag, State
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chamber.platform.ide import IdeStream
     from chamber.platform.spdm_chain import Chain
     from chamber.wire.spdm_messages import Measurement
-    from chamber.wire.tdi_report import InterfaceReport
+    from chamber.wire.tdi_report import InterfaceReport, RangeAttribute
     from chamber.wire.tdisp import FunctionId
     from chamber.wire.virtio_tdi import VirtioTdiInfo
 
@@ -85,7 +85,8 @@ class Attested:
         measurements: what runs on it.
         report: of the locked interface, as it came, and as it reads.
         info: what it says of itself as a virtio device.
-        function: what a driver is bound to; None where nothing was mapped.
+        ranges: memory of the TEE, as it is mapped: by the number of its BAR, address, bytes, and what is in it.
+        function: what a driver is bound to; None where nothing was mapped, or the report does not say.
         session: the session that holds the lock.
 
     """
@@ -95,6 +96,7 @@ class Attested:
     measurements: tuple[Measurement, ...] = ()
     report: tuple[bytes, InterfaceReport] | None = None
     info: VirtioTdiInfo | None = None
+    ranges: dict[int, tuple[int, int, RangeAttribute]] = field(default_factory=dict)
     function: VirtioFunction | None = None
     session: int = 0
 
@@ -113,6 +115,8 @@ class Verifier:
             somebody does who only wants to see what it is.
         reporting_offset: added to addresses in the report, so that it does not tell where guests' memory is.
         slot: of the function on its bus.
+        described: whether the report has to say what the device is as a virtio device. Without, its registers are found
+            by configuration space, and of its type, features and guarantees nothing is known.
         flags: to lock it with. A driver that switches MSI-X on after the lock, as Linux's does, has its table unlocked.
 
     Attributes:
@@ -123,7 +127,7 @@ class Verifier:
     def __init__(self, requester: SpdmRequester, function_id: FunctionId, policy: TrustPolicy, *, now: datetime,
                  random: Callable[[int], bytes], stream: IdeStream | None = None,
                  mapped: Mapping[int, int] | None = None, reporting_offset: int = 0, slot: int = 0,
-                 flags: LockFlag = FLAGS) -> None:
+                 described: bool = True, flags: LockFlag = FLAGS) -> None:
         self._requester = requester
         self._policy = policy
         self._now = now
@@ -132,6 +136,7 @@ class Verifier:
         self._mapped = mapped
         self._offset = reporting_offset
         self._slot = slot
+        self._described = described
         self._flags = flags
         self._tdisp = TdispRequester(lambda data: self._say(Protocol.TDISP, data), function_id)
         self.seen = Attested()
@@ -255,24 +260,35 @@ class Verifier:
             state = self._tdisp.state()
             if state is not State.CONFIG_LOCKED:
                 self._fail("lock", f"the interface is in {state.name}")
-            said.append(f"addresses of {capabilities.dev_addr_width} bits")
+            # What was measured could be replaced up to here. From here on the lock keeps it out, if it does at all.
+            if self._requester.measurements(session=self.seen.session) != self.seen.measurements:
+                self._fail("lock", "what runs on the device has changed")
+            said.append(f"addresses of {capabilities.dev_addr_width} bits, what runs is what was measured")
         with self._checking("report") as said:
             data, report = self._tdisp.report()
             self.seen.report = data, report
             mapped = self._mapped
             if mapped is None:
                 mapped = {span.range_id: span.first_page * 4096 - self._offset for span in report.ranges}
-            function, info = map_by_report(report, mapped, ENFORCING, slot=self._slot, reporting_offset=self._offset,
-                                           required=self._policy.guarantees)
+            function, info = None, None
+            if self._described:
+                function, info = map_by_report(report, mapped, ENFORCING, slot=self._slot,
+                                               reporting_offset=self._offset, required=self._policy.guarantees)
             self.seen.info = info
-            said.append(f"{len(report.ranges)} ranges, {len(info.structures)} structures")
+            ranges = map_ranges(report, mapped, ENFORCING, self._offset)
+            self.seen.ranges = {bar: (place.address, place.length, span.attributes)
+                                for bar, (span, place) in ranges.items()}
+            said.append(f"{len(report.ranges)} ranges, {0 if info is None else len(info.structures)} structures")
         with self._checking("device") as said:
             policy = self._policy
-            if policy.type not in {None, info.device_type}:
+            if info is None:
+                said.append("the report does not say")
+            elif policy.type not in {None, info.device_type}:
                 self._fail("device", f"it is of virtio type {info.device_type}")
-            if policy.must & ~info.features or policy.must_not & info.features:
+            elif policy.must & ~info.features or policy.must_not & info.features:
                 self._fail("device", f"its features are {info.features:#x}")
-            said.append(f"virtio type {info.device_type}")
+            else:
+                said.append(f"virtio type {info.device_type}")
         with self._checking("start") as said:
             self._tdisp.start()
             state = self._tdisp.state()

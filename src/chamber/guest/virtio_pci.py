@@ -17,8 +17,8 @@ from chamber.wire.virtio_pci import COMMON, DEVICE_ID_BASE, NO_VECTOR, Capabilit
 
 if TYPE_CHECKING:
     from chamber.guest.machine import GuestMachine
-    from chamber.guest.pci import VirtioFunction
-    from chamber.platform.pci_bus import PciBus
+    from chamber.guest.pci import Msix, VirtioFunction
+    from chamber.platform.pci_bus import Bus
 
 __all__ = ("PciTransport",)
 
@@ -46,7 +46,7 @@ class PciTransport:
 
     """
 
-    def __init__(self, machine: GuestMachine, bus: PciBus, slot: int = 0) -> None:
+    def __init__(self, machine: GuestMachine, bus: Bus, slot: int = 0) -> None:
         self._machine = machine
         self.bus = bus
         self.slot = slot
@@ -65,23 +65,29 @@ class PciTransport:
     @property
     def _function(self) -> VirtioFunction:
         if self._found is None:
-            self._found = find_function(self.bus, self.slot, self._checks)
-            self._enable_msix(self._found)
+            self._found = self._take()
         return self._found
+
+    def _take(self) -> VirtioFunction:
+        """Look at the function, and have it work."""
+        function = find_function(self.bus, self.slot, self._checks)
+        if function.msix is not None:
+            self._point_vectors(function.msix)
+            self._enable_msix(function.msix)
+        return function
 
     @property
     def _common(self) -> Structure:
         # Unchecked, a guest goes on without: where nothing is, there is nothing to be read.
         return self._function.structures.get(CapabilityType.COMMON_CFG, _NOWHERE)
 
-    def _enable_msix(self, function: VirtioFunction) -> None:
-        msix = function.msix
-        if msix is None:
-            return
+    def _point_vectors(self, msix: Msix) -> None:
         for vector in range(msix.vectors):
             self.bus.write(msix.table.address + vector * MSIX_ENTRY.size,
                             bytes(MSIX_ENTRY.pack(address=MSI_ADDRESS, data=vector)))
-        self.bus.write_config(function.slot, msix.control, MsixControl.ENABLE.to_bytes(2, "little"))
+
+    def _enable_msix(self, msix: Msix) -> None:
+        self.bus.write_config(self.slot, msix.control, MsixControl.ENABLE.to_bytes(2, "little"))
 
     def _settle(self) -> None:
         self._machine.scheduler.step()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chamber.wire.tdi_report import InterfaceReport, MmioRange
     from chamber.wire.virtio_tdi import Location
 
-__all__ = ("REQUIRED", "map_by_report")
+__all__ = ("REQUIRED", "map_by_report", "map_ranges")
 
 REQUIRED: Final = (Guarantee.RESET_BY_LOCK | Guarantee.WINDOW_INERT | Guarantee.NO_LEGACY | Guarantee.OWNER_REFUSED)
 """Without these a host reaches the device past the lock, or finds it as a host before has left it."""
@@ -61,7 +61,7 @@ def map_by_report(report: InterfaceReport, mapped: Mapping[int, int], checks: Ch
     missing = required & ~info.guarantees
     checks.require(not missing, "the device gives every guarantee that is required", _SPEC,
                    ", ".join(guarantee.name or "" for guarantee in Guarantee if guarantee & missing))
-    ranges = _ranges(report, mapped, checks, reporting_offset)
+    ranges = map_ranges(report, mapped, checks, reporting_offset)
     structures: dict[CapabilityType, Structure] = {}
     shared: dict[int, Structure] = {}
     multiplier = 0
@@ -85,9 +85,14 @@ def map_by_report(report: InterfaceReport, mapped: Mapping[int, int], checks: Ch
     return VirtioFunction(slot, info.device_type, structures, multiplier, shared, None), info
 
 
-def _ranges(report: InterfaceReport, mapped: Mapping[int, int], checks: Checks,
-            reporting_offset: int) -> dict[int, tuple[MmioRange, Structure]]:
-    """Return where the ranges of the TEE's memory are, each as the guest has it mapped."""
+def map_ranges(report: InterfaceReport, mapped: Mapping[int, int], checks: Checks,
+               reporting_offset: int) -> dict[int, tuple[MmioRange, Structure]]:
+    """Return where the ranges of the TEE's memory are, each as the guest has it mapped, by their numbers.
+
+    Raises:
+        DeviceViolation: one is not mapped, or elsewhere.
+
+    """
     found: dict[int, tuple[MmioRange, Structure]] = {}
     last = -1
     for span in report.ranges:

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chamber.guest.doe import find_mailbox
 from chamber.lab.observation import TargetError
-from chamber.wire.pci import BAR_COUNT, CONFIG_SIZE, CONVENTIONAL_SIZE, HEADER, Command, ExtendedId
+from chamber.wire.pci import BAR_COUNT, HEADER, Command
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -73,20 +74,16 @@ class SysfsFunction:
         os.pwrite(self._config, value.to_bytes(_WORD, "little"), offset)
 
     def find_mailbox(self) -> int:
-        """Return where the first mailbox for data objects is, in a list that a host may have end nowhere.
+        """Return where the first mailbox for data objects is.
 
         Raises:
             TargetError: there is none.
 
         """
-        at, seen = CONVENTIONAL_SIZE, set[int]()
-        while CONVENTIONAL_SIZE <= at <= CONFIG_SIZE - _WORD and at not in seen:
-            seen.add(at)
-            head = self.read(at)
-            if head & 0xFFFF == ExtendedId.DOE:
-                return at
-            at = head >> 20 & ~3
-        raise TargetError(f"{self.address} has no mailbox for data objects")
+        at = find_mailbox(self.read)
+        if at is None:
+            raise TargetError(f"{self.address} has no mailbox for data objects")
+        return at
 
     def bars(self) -> dict[int, int]:
         """Where the guest has its base addresses, by their number."""
