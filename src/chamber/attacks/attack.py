@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from chamber.wire.virtio import DeviceType
 
-__all__ = ("EVERYWHERE", "LINUX", "MODEL", "PCI", "PCI_LINUX", "Aim", "Attack", "AttackSpec", "Surface")
+__all__ = ("EVERYWHERE", "LINUX", "MODEL", "PCI", "PCI_LINUX", "TRUSTED", "UNTRUSTED", "Aim", "Attack", "AttackSpec",
+           "Surface")
 
 MODEL: Final = frozenset({"model"})
 """Kinds of target on which an attack can act: the model alone,"""
@@ -25,6 +26,11 @@ LINUX: Final = frozenset({"uml"}) | PCI_LINUX
 """those whose guest is Linux,"""
 EVERYWHERE: Final = MODEL | LINUX
 """all of them."""
+UNTRUSTED: Final = ("bare", "bounced", "hardened")
+"""Profiles of the model guest that trust no device,"""
+TRUSTED: Final = ("hardened", "tdisp", "tdisp-measured", "tdisp-locked", "tdisp-relocated", "tdisp-virtio", "vdpa",
+                  "vdpa-tdisp")
+"""and those to compare where the device is trusted: the best of the others, and the ways to trust one."""
 
 
 class Surface(enum.Enum):
@@ -40,6 +46,9 @@ class Surface(enum.Enum):
     LIFECYCLE = "lifecycle"
     DMA = "dma"
     CONTENT = "content"
+    TDISP = "tdisp"
+    REPORT = "report"
+    LINK = "link"
 
 
 class Aim(enum.Enum):
@@ -102,6 +111,8 @@ class AttackSpec:
         known: the public bug of this class that it would have found, if there is one.
         ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
         pci: whether it acts on a PCI bus alone.
+        hosted: whether it is one of a hypervisor between a guest and a device that is honest.
+        profiles: sets of protections of the model guest that it is for.
 
     """
 
@@ -117,3 +128,5 @@ class AttackSpec:
     known: str = ""
     ring: str = "split"
     pci: bool = False
+    hosted: bool = False
+    profiles: tuple[str, ...] = UNTRUSTED

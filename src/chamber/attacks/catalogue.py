@@ -15,6 +15,12 @@ from chamber.attacks.crypto import crypto_attacks
 from chamber.attacks.features import feature_attacks
 from chamber.attacks.frames import frame_attacks
 from chamber.attacks.fs import fs_attacks
+from chamber.attacks.host_device import host_device_attacks
+from chamber.attacks.host_doors import host_door_attacks
+from chamber.attacks.host_link import host_link_attacks
+from chamber.attacks.host_locked import host_locked_attacks
+from chamber.attacks.host_session import host_session_attacks
+from chamber.attacks.host_space import host_space_attacks
 from chamber.attacks.input import input_attacks
 from chamber.attacks.lifecycle import lifecycle_attacks
 from chamber.attacks.net import net_attacks
@@ -48,6 +54,12 @@ _SOURCES: Final[tuple[Callable[[], Iterator[AttackSpec]], ...]] = (
     feature_attacks,
     frame_attacks,
     fs_attacks,
+    host_device_attacks,
+    host_door_attacks,
+    host_link_attacks,
+    host_locked_attacks,
+    host_session_attacks,
+    host_space_attacks,
     input_attacks,
     lifecycle_attacks,
     net_attacks,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chamber.device.virtio_pci import VirtioPci
     from chamber.wire.layout import Layout
 
-__all__ = ("PCI_DEVICES", "find_capability", "pci_attacks")
+__all__ = ("PCI_DEVICES", "Patch", "field_patch", "find_capability", "patched", "pci_attacks")
 
 PCI_DEVICES: Final = (DeviceType.BLOCK, DeviceType.NET)
 """Whose functions lie: the code that believes them is the same for all types, but for how many queues there are."""
@@ -36,6 +36,16 @@ _PAGE: Final = 4096
 
 Patch = dict[int, bytes]
 """Bytes of configuration space to say otherwise, by their offset."""
+
+
+def patched(data: bytes, offset: int, patch: Patch) -> bytes:
+    """Return bytes of configuration space from an offset on, with what of a patch is among them."""
+    lie = bytearray(data)
+    for at, piece in patch.items():
+        begin, end = max(at, offset), min(at + len(piece), offset + len(data))
+        if begin < end:
+            lie[begin - offset:end - offset] = piece[begin - at:end - at]
+    return bytes(lie)
 
 
 class SpaceLie(Attack):
@@ -55,18 +65,14 @@ class SpaceLie(Attack):
 
     def config_space(self, function: VirtioPci, offset: int, data: bytes) -> bytes:
         """Lie to who reads one of them."""
-        lie = bytearray(data)
-        for at, piece in self._patch(function).items():
-            begin, end = max(at, offset), min(at + len(piece), offset + len(data))
-            if begin < end:
-                lie[begin - offset:end - offset] = piece[begin - at:end - at]
-        if bytes(lie) == data:
+        lie = patched(data, offset, self._patch(function))
+        if lie == data:
             return data
         self._reads += 1
         if self._alternate and self._reads % 2:
             return data
         self.strike(f"configuration space at {offset:#x}: {lie.hex()} where {data.hex()} is true")
-        return bytes(lie)
+        return lie
 
 
 class Gone(Attack):
@@ -105,7 +111,8 @@ class Gone(Attack):
         return not self._gone()
 
 
-def _field(layout: Layout, at: int, name: str, value: int) -> Patch:
+def field_patch(layout: Layout, at: int, name: str, value: int) -> Patch:
+    """Return what has a field be a number."""
     field = layout[name]
     return {at + field.offset: (value & field.maximum).to_bytes(field.size, "little")}
 
@@ -117,7 +124,7 @@ def _of(kind: CapabilityType, lies: Mapping[str, int]) -> Callable[[VirtioPci], 
     def patch(function: VirtioPci) -> Patch:
         made: Patch = {}
         for name, value in lies.items():
-            made |= _field(layout, function.capabilities[kind], name, value)
+            made |= field_patch(layout, function.capabilities[kind], name, value)
         return made
     return patch
 
@@ -127,7 +134,7 @@ def _head(lies: Mapping[str, int]) -> Callable[[VirtioPci], Patch]:
     def patch(_function: VirtioPci) -> Patch:
         made: Patch = {}
         for name, value in lies.items():
-            made |= _field(HEADER, 0, name, value)
+            made |= field_patch(HEADER, 0, name, value)
         return made
     return patch
 
@@ -146,7 +153,7 @@ def _standard(wanted: CapabilityId, layout: Layout, lies: Mapping[str, int]) -> 
     def patch(function: VirtioPci) -> Patch:
         made: Patch = {}
         for name, value in lies.items():
-            made |= _field(layout, find_capability(function, wanted), name, value)
+            made |= field_patch(layout, find_capability(function, wanted), name, value)
         return made
     return patch
 

@@ -22,6 +22,7 @@ from chamber.guest.profile import PROFILES
 from chamber.guest.untrusted import DeviceViolation
 from chamber.guest.virtio_pci import PciTransport
 from chamber.guest.virtqueue import QueueDead, QueueFull
+from chamber.lab.model_hosted import join_hosted
 from chamber.lab.model_stimuli import DRIVERS, STIMULI
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.owner import administer
@@ -83,10 +84,23 @@ class ModelTarget:
         return GuestMachine(profile, seed)
 
     @contextmanager
-    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False,
-               owner: bool = False) -> Iterator[Transport]:
-        """Join a guest to a device, for as long as the block lasts; the device owns another one, if it is to."""
-        if pci:
+    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False, hosted: bool = False,
+               owner: bool = False, attack: Attack | None = None) -> Iterator[Transport]:
+        """Join a guest to a device, for as long as the block lasts.
+
+        Args:
+            machine: the guest.
+            device: the device.
+            pci: by a PCI bus.
+            hosted: by one that a hypervisor has between it and the guest.
+            owner: whether the device owns another one.
+            attack: what the hypervisor does.
+
+        """
+        if hosted:
+            with join_hosted(machine, device, attack) as transport:
+                yield transport
+        elif pci:
             group = owner_of_one(device) if owner else None
             function = VirtioPci(device) if group is None else group.owner
             function.dma = machine.memory.host
@@ -192,7 +206,8 @@ class _Run:
         seen_by_device = _Watch(machine)
         machine.memory.host.observer = seen_by_device.saw
         owner = ADMINISTER in scenario.stimuli
-        with self._target.joined(machine, device, pci=scenario.pci, owner=owner) as transport:
+        with self._target.joined(machine, device, pci=scenario.pci, hosted=scenario.hosted, owner=owner,
+                                 attack=attack) as transport:
             self._bare = transport
             driver = DRIVERS[scenario.device](machine, transport)
             if owner:

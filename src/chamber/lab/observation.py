@@ -86,6 +86,7 @@ class Scenario:
         seed: decides every random choice.
         ring: the kind of queue that the device offers, one of `chamber.device.catalogue.RINGS`.
         pci: whether the model guest finds the device on a PCI bus; other targets have one, or have none.
+        hosted: whether a hypervisor stands between the model guest and the device.
 
     """
 
@@ -96,6 +97,7 @@ class Scenario:
     seed: int = 1
     ring: str = "split"
     pci: bool = False
+    hosted: bool = False
 
 
 class TargetError(Exception):

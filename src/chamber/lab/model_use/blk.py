@@ -6,7 +6,9 @@ import random
 import struct
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.catalogue import DISK_SIZE
 from chamber.lab.model_use.right_data import PAUSE, compare
+from chamber.wire.blk import BlkFeature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,13 @@ def use(driver: BlkDriver, machine: GuestMachine, ask: Callable[[str], None]) ->
     compare(driver.serial(), b"chamber", "serial number")
 
 
+def identify(driver: BlkDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:  # noqa: ARG001
+    for got, right, what in ((driver.capacity, DISK_SIZE // 512, "capacity"), (driver.blk_size, 512, "block size"),
+                             (driver.has(BlkFeature.RO), False, "write protection"),
+                             (driver.has(BlkFeature.FLUSH), True, "flushing")):
+        compare(bytes(f"{got}", "ascii"), bytes(f"{right}", "ascii"), what)
+
+
 def inspect(driver: BlkDriver, machine: GuestMachine, ask: Callable[[str], None]) -> None:
     ask("grow")
     machine.settle(0.1)
@@ -49,4 +58,5 @@ def discard(driver: BlkDriver, machine: GuestMachine, ask: Callable[[str], None]
     compare(driver.read(2048, 8), bytes(8 * 512), "zeroed sectors")
 
 
-STIMULI: Final[dict[str, Callable[..., None]]] = {"use": use, "inspect": inspect, "discard": discard}
+STIMULI: Final[dict[str, Callable[..., None]]] = {"use": use, "identify": identify, "inspect": inspect,
+                                                  "discard": discard}
