@@ -26,7 +26,7 @@ __all__ = ("LIMIT_SECONDS", "run_in_workers", "run_safely")
 LIMIT_SECONDS: Final = 120.0
 """A scenario that takes longer ends with its worker. The guest has limits of its own, which are far below."""
 
-_Task = tuple["DeviceType", tuple[str, ...], str | None, str | None, int, str, bool]
+_Task = tuple["DeviceType", tuple[str, ...], str | None, str | None, int, str, bool, bool]
 
 
 def run_safely(target: Target, scenario: Scenario) -> Observation:
@@ -111,7 +111,7 @@ class _Worker:
         self.scenario = scenario
         self.deadline = time.monotonic() + self._limit
         task: _Task = (scenario.device, scenario.stimuli, scenario.attack.name if scenario.attack else None,
-                       scenario.profile, scenario.seed, scenario.ring, scenario.pci)
+                       scenario.profile, scenario.seed, scenario.ring, scenario.pci, scenario.hosted)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is gone: `result` tells
             self.connection.send(task)
 
@@ -139,8 +139,8 @@ def _work(connection: Connection, make_target: Callable[[], Target], find_attack
     target = make_target()
     try:
         while True:
-            device, stimuli, attack, profile, seed, ring, pci = connection.recv()
-            scenario = Scenario(device, stimuli, find_attack(attack) if attack else None, profile, seed, ring, pci)
+            device, stimuli, attack, *rest = connection.recv()
+            scenario = Scenario(device, stimuli, find_attack(attack) if attack else None, *rest)
             connection.send(run_safely(target, scenario))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import time
 from datetime import UTC, datetime
@@ -55,7 +56,8 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
 @click.option("--kernel", type=click.Path(path_type=Path), help="User-mode-linux kernel to boot instead of linux.uml.")
 @click.option("--device", "devices", multiple=True, type=click.Choice([d.short for d in TYPES]),
               help="Only attacks in this device; may be repeated.")
-@click.option("--attack", "names", multiple=True, help="Only this attack; may be repeated.")
+@click.option("--attack", "names", multiple=True,
+              help="Only this attack, or all that a pattern such as blk-host-* matches; may be repeated.")
 @click.option("--profile", "profiles", multiple=True,
               help="Only this set of protections of the model; may be repeated.")
 @click.option("--policy", "policy_name", help="A policy that the model's profile hardened keeps (chamber filter list).")
@@ -67,11 +69,13 @@ def _verdicts(_context: click.Context, _parameter: click.Parameter, value: str) 
               help="Times to run everything, each time with the next seed.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("chamber-out"), show_default=True,
               help="Folder for the reports.")
+@click.option("--matrix", "by_attack", is_flag=True,
+              help="Print a row for each attack, with its verdict in each column.")
 @click.option("--fail-on", "fail_on", default="", callback=_verdicts, metavar="VERDICTS",
               help="Exit with status 1 if one of these occurs, such as broken,leaked,deceived.")
 def assess(kinds: tuple[str, ...], kernel: Path | None, devices: tuple[str, ...], names: tuple[str, ...],
            profiles: tuple[str, ...], policy_name: str | None, jobs: int, seed: int, repeat: int, out: Path,
-           fail_on: frozenset[Verdict]) -> int:
+           by_attack: bool, fail_on: frozenset[Verdict]) -> int:
     """Attack guests with every malicious device of the catalogue and report what happened."""
     chosen = _choose(devices, names)
     if kernel is not None and kinds and not lab.BOOTING & set(kinds):
@@ -88,19 +92,29 @@ def assess(kinds: tuple[str, ...], kernel: Path | None, devices: tuple[str, ...]
                 target.close()
         interrupt.disarm()
         write(report, out)
-        print_summary(report, out, make_console())
+        print_summary(report, out, make_console(), by_attack=by_attack)
     if report.interrupted:
         return INTERRUPTED
     return int(any(result.verdict in fail_on for result in report.results))
 
 
 def _choose(devices: tuple[str, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...]:
-    wanted = {find(name).name for name in names}
+    wanted = {name for pattern in names for name in _matching(pattern)}
     chosen = tuple(spec for spec in catalogue()
                    if (not wanted or spec.name in wanted) and (not devices or spec.device.short in devices))
     if not chosen:
         raise click.UsageError(f"none of these attacks is in device {', '.join(devices)}")
     return chosen
+
+
+def _matching(pattern: str) -> list[str]:
+    """Names of the attacks that a pattern is for, which may be one of them."""
+    if not any(letter in pattern for letter in "*?["):
+        return [find(pattern).name]
+    found = fnmatch.filter((spec.name for spec in catalogue()), pattern)
+    if not found:
+        raise click.UsageError(f"no attack's name matches {pattern!r}; `chamber attacks` lists them all")
+    return found
 
 
 def _open_targets(kinds: tuple[str, ...], kernel: Path | None, policy: Policy | None) -> list[Target]:

@@ -9,7 +9,7 @@ import click
 
 from chamber.assess.printable import printable
 from chamber.cli.interrupt import InterruptOnce
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.lab.drive import drive as drive_device
 from chamber.lab.drive_use import ScratchError
 from chamber.lab.model_stimuli import DRIVERS
@@ -26,7 +26,7 @@ _INTERRUPTED: Final = 130
 @click.command()
 @click.argument("device", type=click.Choice([kind.short for kind in DRIVERS]))
 @click.option("--socket", "path", required=True, type=click.Path(path_type=Path), help="Where the back end listens.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="hardened", show_default=True,
+@click.option("--profile", type=click.Choice(UNTRUSTED), default="hardened", show_default=True,
               help="The driver's protections.")
 @click.option("--write", "scratch", metavar="WHERE",
               help="Write as well. blk: sectors FIRST:COUNT, whose content is put back; fs: the name of a directory to "

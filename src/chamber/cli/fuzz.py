@@ -16,7 +16,7 @@ from chamber.cli.terminal import make_console
 from chamber.device.catalogue import TYPES
 from chamber.fuzz.campaign import Campaign
 from chamber.fuzz.settings import Settings
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import UNTRUSTED
 from chamber.lab.kernel.store import find_noticing
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_kernel import find_kernel
@@ -48,7 +48,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str | 
               help="What to search.")
 @click.option("--kernel", type=click.Path(path_type=Path),
               help="Kernel that `chamber lab build` built with coverage. Default: the newest one.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="hardened", show_default=True,
+@click.option("--profile", type=click.Choice(UNTRUSTED), default="hardened", show_default=True,
               help="Set of protections of the model.")
 @click.option("--time", "seconds", callback=_seconds, metavar="TIME",
               help="Stop after so long, such as 90, 30m or 2h. Default: go on until Ctrl-C.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from chamber.assess.plan import baseline_of
+from chamber.assess.plan import baseline_of, scenario_of
 from chamber.assess.printable import printable
 from chamber.assess.report_json import ReportError, StoredResult, read_report
 from chamber.assess.result import make_result, scenario_name
@@ -22,7 +22,6 @@ from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.replay_fuzz import replay_finding
 from chamber.cli.terminal import STYLES, make_console
 from chamber.guest.policy_file import load_policy
-from chamber.lab.observation import Scenario
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,14 +128,14 @@ def _names_kernel(stored: StoredResult) -> bool:
 
 
 def _run(target: Target, asked: _Asked, console: Console) -> Result:
-    known = targets.profiles_of(target)
+    known = tuple(profile for profile in targets.profiles_of(target)
+                  if profile is None or profile in asked.attack.profiles)
     if asked.profile not in known:
         if asked.profile is None:
             raise click.UsageError(f"say with which protections: {asked.target}:{asked.attack.name}:PROFILE, "
                                    f"where PROFILE is one of {', '.join(map(str, known))}")
         raise targets.unknown("profile", asked.profile, [p for p in known if p])
-    scenario = Scenario(asked.attack.device, asked.attack.stimuli, asked.attack, asked.profile, asked.seed,
-                        asked.attack.ring, asked.attack.pci)
+    scenario = scenario_of(asked.attack, asked.profile, asked.seed)
     console.print(Text(scenario_name(asked.target, asked.attack.name, asked.profile), "bold"))
     console.print(f"{asked.attack.summary} ({asked.attack.surface.value}; {asked.attack.spec})", soft_wrap=True)
     baseline = run_safely(target, baseline_of(scenario))

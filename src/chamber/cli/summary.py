@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from chamber.assess.matrix import tallies, unproven
+from chamber.assess.matrix import matrix, tallies, unproven
 from chamber.assess.result import SEVERITY, count, group
 from chamber.assess.verdict import FAILURES, Verdict
 from chamber.cli.terminal import STYLES
@@ -28,11 +28,19 @@ _FINDINGS: Final = 60
 _REASONS: Final = 6
 
 
-def print_summary(report: Report, out: Path, console: Console) -> None:
-    """Print the matrix, the findings, a sentence per target, and where the report is."""
+def print_summary(report: Report, out: Path, console: Console, *, by_attack: bool = False) -> None:
+    """Print the matrix, the findings, a sentence per target, and where the report is.
+
+    Args:
+        report: what to print.
+        out: where it was written.
+        console: where to print.
+        by_attack: whether the matrix has a row for each attack.
+
+    """
     console.print()
     if report.results:
-        console.print(_matrix(report))
+        console.print(_rows(report) if by_attack else _matrix(report))
         _findings(report, console)
     for line in _sentences(report):
         console.print(line, soft_wrap=True)
@@ -57,6 +65,18 @@ def _matrix(report: Report) -> Table:
         cells = [Text(str(n), STYLES[v]) if (n := tally.counts[v]) else Text("-", "dim") for v in SEVERITY]
         table.add_row(Text(tally.column if tally.column != last else ""), Text(tally.device), *cells)
         last = tally.column
+    return table
+
+
+def _rows(report: Report) -> Table:
+    columns = tuple(dict.fromkeys(result.column for result in report.results))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("attack", no_wrap=True)
+    for column in columns:
+        table.add_column(column)
+    for row in matrix(report.results, columns):
+        table.add_row(row.attack.name, *(Text("", "dim") if cell is None else
+                                         Text(cell.verdict.value, STYLES[cell.verdict]) for cell in row.cells))
     return table
 
 
