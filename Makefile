@@ -13,6 +13,11 @@ TEST_PACKAGES := afl++ chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qe
 # What building a kernel needs.
 KERNEL_PACKAGES := bc binutils bison coccinelle flex gcc libc6-dev patch perl xz-utils
 
+# Tests of what runs in the test's own process: side by side. What has kernels, sockets or a browser runs alone.
+MODEL_TESTS := tests/attacks tests/device tests/guest tests/host tests/lab/test_model.py tests/lab/test_model_hosted.py \
+               tests/platform tests/wire
+QUICK       := not slow and not kernel and not qemu
+
 .PHONY: setup setup-test assess test test-kernel test-qemu test-all lint bench clean
 
 setup: $(VENV)/.ready
@@ -32,7 +37,8 @@ assess: setup
 	@$(BIN)/chamber assess --out $(OUT) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup-test
-	@$(BIN)/python -m pytest -q -m 'not slow and not kernel and not qemu'
+	@$(BIN)/python -m pytest -q -n 2 -m '$(QUICK)' $(MODEL_TESTS)
+	@$(BIN)/python -m pytest -q -m '$(QUICK)' $(MODEL_TESTS:%=--ignore=%)
 
 test-kernel: setup-test
 	@scripts/debian-packages $(KERNEL_PACKAGES)

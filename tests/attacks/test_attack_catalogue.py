@@ -35,7 +35,7 @@ def test_order_is_device_then_surface_then_name() -> None:
 @pytest.mark.parametrize("spec", catalogue(), ids=lambda spec: spec.name)
 def test_an_entry_is_complete(spec: AttackSpec) -> None:
     assert re.fullmatch(rf"{spec.device.short}-[a-z0-9-]+", spec.name)
-    assert re.fullmatch(r"(virtio 1\.[34]|PCIe 6\.0), \d+(\.\d+)*", spec.spec)
+    assert re.fullmatch(r"(virtio 1\.[34]|PCIe 6\.[01]|DSP0274 1\.3), \d+(\.\d+)*", spec.spec)
     assert spec.summary.endswith(".")
     assert len(spec.summary) > 20
     assert set(spec.stimuli) <= STIMULI

@@ -10,6 +10,7 @@ import pytest
 
 from chamber.attacks.catalogue import find
 from chamber.device.capture import CaptureFile
+from chamber.guest.profile import UNTRUSTED
 from chamber.lab.model import ModelTarget
 from chamber.lab.observation import Scenario
 from chamber.wire.virtio import DeviceType
@@ -78,7 +79,7 @@ def test_lies_are_written_down_as_the_driver_sees_them(tmp_path: Path) -> None:
 def test_a_recorder_changes_nothing(tmp_path: Path) -> None:
     for name in ("net-rx-used-id-repeated", "blk-used-elem-race", "console-early-used"):
         spec = find(name)
-        for profile in ModelTarget.profiles:
+        for profile in UNTRUSTED:
             scenario = Scenario(spec.device, spec.stimuli, spec, profile)
             plain = ModelTarget().run(scenario)
             with CaptureFile(tmp_path / "same.pcapng") as file:

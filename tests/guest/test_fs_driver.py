@@ -16,7 +16,7 @@ from chamber.device.sample_content import BIG, MANY
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.fs import FsDriver, FsError
 from chamber.guest.machine import GuestMachine
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.guest.untrusted import DeviceViolation
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.fs import STIMULI
@@ -61,7 +61,7 @@ def mounted(liar: Liar | None = None, profile: str = "hardened") -> Iterator[FsD
         machine.close()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("stimulus", STIMULI)
 def test_stimuli_leave_nothing(profile: str, stimulus: str) -> None:
     machine = GuestMachine(PROFILES[profile], 1)

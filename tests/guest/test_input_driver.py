@@ -14,7 +14,7 @@ from chamber.device.input import EVERYTHING, InputDevice
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.input import InputDriver
 from chamber.guest.machine import GuestMachine
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.guest.untrusted import DeviceViolation
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.input import STIMULI
@@ -57,7 +57,7 @@ def driven(hooks: Hooks | None = None, profile: str = "hardened") -> Iterator[tu
         machine.close()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("stimulus", STIMULI)
 def test_stimuli_leave_nothing(profile: str, stimulus: str) -> None:
     with driven(profile=profile) as (driver, device):

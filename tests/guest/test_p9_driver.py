@@ -17,7 +17,7 @@ from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.p9 import Lock, P9Driver
 from chamber.guest.drivers.p9_channel import P9Error
 from chamber.guest.machine import GuestMachine
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.guest.untrusted import DeviceViolation
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.p9 import STIMULI
@@ -63,7 +63,7 @@ def mounted(liar: Liar | None = None, profile: str = "hardened") -> Iterator[P9D
         machine.close()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("stimulus", STIMULI)
 def test_stimuli_leave_nothing(profile: str, stimulus: str) -> None:
     with mounted(profile=profile) as driver:

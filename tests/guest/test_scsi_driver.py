@@ -17,7 +17,7 @@ from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.scsi import ScsiDriver
 from chamber.guest.drivers.scsi_disk import CommandFailed, read_luns
 from chamber.guest.machine import GuestMachine
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.guest.untrusted import DeviceViolation
 from chamber.lab.model_transport import ModelTransport
 from chamber.lab.model_use.scsi import STIMULI
@@ -98,7 +98,7 @@ def device_of(driver: ScsiDriver) -> ScsiDevice:
     return device
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("stimulus", STIMULI)
 def test_stimuli_leave_nothing(profile: str, stimulus: str) -> None:
     with probed(profile=profile) as driver:

@@ -38,8 +38,7 @@ class SocketTarget(ModelTarget):
         return Hasty(profile, seed)
 
     @contextmanager
-    def joined(self, machine: GuestMachine, device: Device, *, pci: bool = False,
-               owner: bool = False) -> Iterator[Transport]:
+    def joined(self, machine: GuestMachine, device: Device, **_how: object) -> Iterator[Transport]:
         assert isinstance(machine, RealTimeMachine)
         if device.device_memory is not None:
             machine.memory.show_device_memory(*device.device_memory)  # as the platform does, past the socket

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chamber.assess.engine import run_plan
-from chamber.assess.plan import make_plan
+from chamber.assess.plan import make_plan, scenario_of
 from chamber.assess.verdict import Verdict
 from chamber.attacks.admin import ADMINISTER
 from chamber.attacks.attack import Aim, Attack, AttackSpec, Surface
 from chamber.attacks.catalogue import catalogue, find
 from chamber.attacks.ring import Withheld
 from chamber.device.catalogue import TYPES
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import UNTRUSTED
 from chamber.lab.model import ModelTarget
 from chamber.lab.model_stimuli import STIMULI
 from chamber.lab.observation import Harm, Observation, Scenario
@@ -41,7 +41,7 @@ def harms(observation: Observation) -> set[Harm]:
     return {evidence.harm for evidence in observation.evidence}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize(("device", "stimulus"), STIMULI_OF, ids=lambda value: getattr(value, "short", value))
 def test_an_honest_device_is_served(device: DeviceType, stimulus: str, profile: str) -> None:
     for seed in range(3):
@@ -53,7 +53,7 @@ def test_an_honest_device_is_served(device: DeviceType, stimulus: str, profile: 
         assert not observation.failure
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("ring", ["split", "packed"])
 @pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_an_honest_device_on_a_pci_bus_is_served(device: DeviceType, ring: str, profile: str) -> None:
@@ -70,7 +70,7 @@ def test_stimuli_of_the_catalogue_are_known_to_the_model(device: DeviceType) -> 
     assert used <= {*COMMON, ADMINISTER, *STIMULI[device]}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_a_device_is_probed_and_removed_again_and_again(device: DeviceType, profile: str) -> None:
     observation = run(device, profile, *("rebind",) * 10)
@@ -82,7 +82,7 @@ def test_a_device_is_probed_and_removed_again_and_again(device: DeviceType, prof
                                   "console-input-flood"])
 def test_the_seed_decides_everything(name: str) -> None:
     spec = find(name)
-    for profile in PROFILES:
+    for profile in UNTRUSTED:
         first, second = (ModelTarget().run(Scenario(spec.device, spec.stimuli, spec, profile, 7)) for _ in range(2))
         first.seconds = second.seconds = 0.0
         assert first == second
@@ -129,7 +129,7 @@ class Deaf(Attack):
         return False
 
 
-@pytest.mark.parametrize(("profile", "device"), list(product(PROFILES, TYPES)),
+@pytest.mark.parametrize(("profile", "device"), list(product(UNTRUSTED, TYPES)),
                          ids=lambda value: getattr(value, "short", value))
 def test_what_strikes_and_does_nothing_is_survived(profile: str, device: DeviceType) -> None:
     observation = run(device, profile, attack=Quiet)
@@ -138,7 +138,7 @@ def test_what_strikes_and_does_nothing_is_survived(profile: str, device: DeviceT
     assert not observation.evidence
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 def test_content_is_believed_whatever_protects_the_guest(profile: str) -> None:
     assert harms(run(DeviceType.BLOCK, profile, attack=Content)) == {Harm.WRONG_DATA}
 
@@ -156,7 +156,7 @@ def test_what_lies_around_a_buffer(profile: str, expected: set[Harm]) -> None:
     assert harms(run(DeviceType.BLOCK, profile, attack=Curious)) == expected
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 @pytest.mark.parametrize("device", TYPES, ids=lambda device: device.short)
 def test_silence_denies_and_does_nothing_worse(device: DeviceType, profile: str) -> None:
     observation = run(device, profile, attack=Deaf)
@@ -186,7 +186,7 @@ HARDENED = [spec for spec in catalogue() if "model" in spec.targets]
 
 @pytest.mark.parametrize("spec", HARDENED, ids=lambda spec: spec.name)
 def test_the_hardened_guest_keeps_its_memory_and_its_secrets(spec: AttackSpec) -> None:
-    observation = ModelTarget().run(Scenario(spec.device, spec.stimuli, spec, "hardened"))
+    observation = ModelTarget().run(scenario_of(spec, "hardened", 1))
     assert not observation.failure
     assert not harms(observation) & {Harm.MEMORY, Harm.LEAK}
 

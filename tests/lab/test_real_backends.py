@@ -22,7 +22,7 @@ from chamber.guest.bounce import PoolFull
 from chamber.guest.driver import DeviceTimeout, Refused
 from chamber.guest.drivers.blk import BlkDriver
 from chamber.guest.drivers.fs import FsDriver, FsError
-from chamber.guest.profile import PROFILES
+from chamber.guest.profile import PROFILES, UNTRUSTED
 from chamber.guest.untrusted import DeviceViolation
 from chamber.guest.virtqueue import QueueDead, QueueFull
 from chamber.lab.backend import BackendTransport, RealTimeMachine
@@ -99,7 +99,7 @@ def guest(path: Path, kind: DeviceType,
 # Disks.
 
 @needs_storage_daemon
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", UNTRUSTED)
 def test_a_disk_of_qemu_s(tmp_path: Path, profile: str) -> None:
     with storage_daemon(tmp_path, "writable=on") as (path, image, _):
         right = bytearray(image.read_bytes())
