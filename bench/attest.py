@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives import hashes
 
 from chamber.device.catalogue import make_device
 from chamber.device.spdm_identity import make_slot
+from chamber.device.tdi import PLACES
 from chamber.device.trusted_function import TrustedFunction
-from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, VirtioPci
+from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.spdm_requester import SpdmRequester
 from chamber.guest.trust_policy import parse_trust
 from chamber.guest.verifier import Verifier
@@ -23,7 +24,6 @@ from chamber.lab.observation import TargetError
 from chamber.platform.ide import IdeStream
 from chamber.platform.memory import GuestMemory
 from chamber.wire.ide_km import INITIAL_IFV, KEY_SIZE, SubStream
-from chamber.wire.pci import HEADER, Command
 from chamber.wire.tdisp import FunctionId
 from chamber.wire.tlp import MemoryWrite
 from chamber.wire.virtio import DeviceType
@@ -31,7 +31,6 @@ from chamber.wire.virtio import DeviceType
 __all__ = ("attest_rows", "link_rows")
 
 RUNS: Final = 15
-_BARS: Final = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000}
 _FUNCTION: Final = FunctionId(0x0100)
 _PAYLOADS: Final = (64, 256, 4096)
 _PACKETS: Final = 2000
@@ -53,9 +52,7 @@ def attest_rows() -> list[str]:
                              routing_id=int(_FUNCTION))
     root = slot.certificates[0].fingerprint(hashes.SHA256()).hex()
     policy = parse_trust(f'schema = "chamber-trust/1"\nroots = ["{root}"]\n', "bench")
-    for bar, base in _BARS.items():
-        device.tdi.write_config(HEADER[f"bar{bar}"].offset, base.to_bytes(4, "little"))
-    device.tdi.write_config(HEADER["command"].offset, (Command.MEMORY | Command.BUS_MASTER).to_bytes(2, "little"))
+    device.tdi.place()
     said: list[tuple[int, int]] = []
 
     def exchange(data: bytes, secured: bool) -> bytes:
@@ -69,7 +66,7 @@ def attest_rows() -> list[str]:
         said.clear()
         begin = time.perf_counter()
         verifier = Verifier(SpdmRequester(exchange, os.urandom), _FUNCTION, policy, now=datetime.now(UTC),
-                            random=os.urandom, stream=IdeStream(0), mapped=_BARS)
+                            random=os.urandom, stream=IdeStream(0), mapped=PLACES)
         verifier.attest()
         times.append((time.perf_counter() - begin) * 1000)
         messages = len(said)

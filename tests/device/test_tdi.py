@@ -32,7 +32,6 @@ from tests.device.driver import BASE, Memory
 
 FUNCTION, SESSION = 0x0100, 1
 _STATUS = COMMON["device_status"].offset
-_BARS = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
 
 
 class Guest:
@@ -44,9 +43,7 @@ class Guest:
         self.tdi = Tdi(self.virtio, shared=self.shared, private=self.private, device_info=lambda _virtio: b"info")
         self.dsm = Dsm({FUNCTION: self.tdi}, lambda size: b"\x5a" * size)
         self.tdi.happened = lambda event: self.dsm.happened(FUNCTION, event)
-        for bar, base in _BARS.items():
-            self.config(f"bar{bar}", base)
-        self.config("command", Command.MEMORY | Command.BUS_MASTER)
+        self.tdi.place()
 
     def config(self, name: str, value: int) -> None:
         field = HEADER[name]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.spdm_identity import make_slot
+from chamber.device.tdi import PLACES
 from chamber.device.trusted_function import TrustedFunction
-from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
+from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, VirtioPci
 from chamber.guest.doe import DoeRequester, Silence
 from chamber.guest.policy_file import PolicyError
 from chamber.guest.spdm_requester import SpdmRequester
@@ -25,7 +26,7 @@ from chamber.guest.untrusted import ENFORCING
 from chamber.guest.verifier import CHECKS, NotTrusted, Verifier
 from chamber.platform.ide import IdeStream, StreamState
 from chamber.wire.doe import PCI_SIG, DataObject, DoeType
-from chamber.wire.pci import HEADER, Command
+from chamber.wire.pci import HEADER
 from chamber.wire.spdm import SpdmCode
 from chamber.wire.spdm_messages import Measurement, MeasurementType
 from chamber.wire.tdisp import FunctionId, State
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 FUNCTION, STREAM = FunctionId(0x0100), 3
 NOW = datetime.now(UTC)
-BARS = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
 _made = cache(make_slot)
 
 
@@ -94,9 +94,7 @@ class World:
             VirtioPci(make_device(kind)), slot or _made(), shared=Memory(), private=Memory(),
             measurements=lambda: self.measured, routing_id=int(FUNCTION), stream_id=STREAM, log=self.lines.append,
             **options)
-        for bar, base in BARS.items():
-            self.write(HEADER[f"bar{bar}"].offset, base)
-        self.write(HEADER["command"].offset, Command.MEMORY | Command.BUS_MASTER)
+        self.device.tdi.place()
         self.mailbox = DoeRequester(self.read, self.write, self.device.mailbox_at, ENFORCING)
         self.between: Callable[[bytes, bool], bytes] = lambda data, _secured: data
         self.said: list[int] = []
@@ -119,7 +117,7 @@ class World:
         return self.between(answer, secured)
 
     def verifier(self, trust: TrustPolicy | None = None, **options: Any) -> Verifier:
-        chosen: dict[str, Any] = {"stream": self.near, "mapped": BARS, "now": NOW, "random": os.urandom, **options}
+        chosen: dict[str, Any] = {"stream": self.near, "mapped": PLACES, "now": NOW, "random": os.urandom, **options}
         return Verifier(self.requester, FUNCTION, trust or policy(), **chosen)
 
     def state(self) -> str:
@@ -166,9 +164,9 @@ def test_an_offset_hides_where_memory_is() -> None:
     world = World()
     seen = world.verifier(reporting_offset=0x7000_0000).attest()
     assert seen.report is not None
-    assert seen.report[1].ranges[0].first_page == (BARS[REGISTER_BAR] + 0x7000_0000) // 4096
+    assert seen.report[1].ranges[0].first_page == (PLACES[REGISTER_BAR] + 0x7000_0000) // 4096
     assert seen.function is not None
-    assert seen.function.structures[CapabilityType.COMMON_CFG].address == BARS[REGISTER_BAR]
+    assert seen.function.structures[CapabilityType.COMMON_CFG].address == PLACES[REGISTER_BAR]
 
 
 def test_a_guest_that_only_looks_takes_the_reports_addresses() -> None:
@@ -256,7 +254,7 @@ def test_a_function_that_is_not_enabled_can_not_be_locked() -> None:
     assert "LOCK_INTERFACE" in world.refuses("lock")
 
 
-@pytest.mark.parametrize("mapped", [{**BARS, REGISTER_BAR: 0x9000_0000}, {}, {MSIX_BAR: BARS[MSIX_BAR]}])
+@pytest.mark.parametrize("mapped", [{**PLACES, REGISTER_BAR: 0x9000_0000}, {}, {MSIX_BAR: PLACES[MSIX_BAR]}])
 def test_memory_that_the_host_has_mapped_elsewhere(mapped: dict[int, int]) -> None:
     World().refuses("report", mapped=mapped)
 

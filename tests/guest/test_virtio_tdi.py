@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chamber.device.catalogue import TYPES, make_device
-from chamber.device.tdi import Tdi
-from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
+from chamber.device.tdi import PLACES, Tdi
+from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, VirtioPci
 from chamber.device.virtio_tdi import describe
 from chamber.guest.untrusted import ENFORCING, DeviceViolation
 from chamber.guest.virtio_tdi import map_by_report
-from chamber.wire.pci import HEADER, Command
 from chamber.wire.tdi_report import PAGE, InterfaceReport, RangeAttribute
 from chamber.wire.tdisp import LockFlag, LockInterface
 from chamber.wire.virtio import DeviceType
@@ -26,21 +25,18 @@ from tests.device.driver import Memory
 if TYPE_CHECKING:
     from chamber.guest.pci import VirtioFunction
 
-_BARS = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
 
 
 def _locked(kind: DeviceType, offset: int = 0) -> tuple[Tdi, InterfaceReport]:
     tdi = Tdi(VirtioPci(make_device(kind)), shared=Memory(), private=Memory(), device_info=describe)
-    for bar, base in _BARS.items():
-        tdi.write_config(HEADER[f"bar{bar}"].offset, base.to_bytes(4, "little"))
-    tdi.write_config(HEADER["command"].offset, (Command.MEMORY | Command.BUS_MASTER).to_bytes(2, "little"))
+    tdi.place()
     lock = LockInterface(LockFlag.LOCK_MSIX, 0, offset)
     assert tdi.obstacle(lock) is None
     return tdi, tdi.lock(lock)
 
 
 def _map(report: InterfaceReport, mapped: dict[int, int] | None = None, reporting_offset: int = 0) -> VirtioFunction:
-    function, _ = map_by_report(report, _BARS if mapped is None else mapped, ENFORCING, slot=0,
+    function, _ = map_by_report(report, PLACES if mapped is None else mapped, ENFORCING, slot=0,
                                 reporting_offset=reporting_offset)
     return function
 
@@ -48,11 +44,11 @@ def _map(report: InterfaceReport, mapped: dict[int, int] | None = None, reportin
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.short)
 def test_every_device_is_mapped_by_its_report(kind: DeviceType) -> None:
     tdi, report = _locked(kind)
-    function, info = map_by_report(InterfaceReport.decode(report.encode()), _BARS, ENFORCING, slot=3)
+    function, info = map_by_report(InterfaceReport.decode(report.encode()), PLACES, ENFORCING, slot=3)
     assert (function.slot, function.device_type) == (3, kind)
     tdi.run()
     common = function.structures[CapabilityType.COMMON_CFG]
-    at = common.address - _BARS[REGISTER_BAR]
+    at = common.address - PLACES[REGISTER_BAR]
     queues = COMMON["num_queues"]
     assert tdi.trusted.read_bar(REGISTER_BAR, at + queues.offset, 2) == len(info.queue_sizes).to_bytes(2, "little")
     assert info.features == tdi.virtio.device.offered_features()
@@ -115,8 +111,8 @@ def test_a_report_that_is_not_to_be_followed_is_refused(report: InterfaceReport,
 
 
 @pytest.mark.parametrize(("mapped", "rule"), [
-    ({}, "is mapped"), ({**_BARS, REGISTER_BAR: 0x9000_0000}, "where the device answers"),
-    ({**_BARS, REGISTER_BAR: _BARS[MSIX_BAR], MSIX_BAR: _BARS[REGISTER_BAR]}, "where the device answers"),
+    ({}, "is mapped"), ({**PLACES, REGISTER_BAR: 0x9000_0000}, "where the device answers"),
+    ({**PLACES, REGISTER_BAR: PLACES[MSIX_BAR], MSIX_BAR: PLACES[REGISTER_BAR]}, "where the device answers"),
 ], ids=["nowhere", "elsewhere", "exchanged"])
 def test_a_mapping_that_is_not_the_reports_is_refused(mapped: dict[int, int], rule: str) -> None:
     with pytest.raises(DeviceViolation, match=rule):

@@ -18,7 +18,7 @@ from chamber.cli.tdisp_compare import ask_everything
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.spdm_identity import KEY_KINDS, make_slot
 from chamber.device.trusted_function import TrustedFunction
-from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
+from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.doe import DoeRequester, Silence
 from chamber.guest.spdm_requester import SpdmRequester
 from chamber.guest.trust_policy import SCHEMA, load_trust
@@ -35,7 +35,6 @@ from chamber.wire.device_types import FEATURES
 from chamber.wire.doe import PCI_SIG as DOE_VENDOR
 from chamber.wire.doe import DataObject, DoeType
 from chamber.wire.errors import WireError
-from chamber.wire.pci import HEADER, Command
 from chamber.wire.spdm_emulator import Transport
 from chamber.wire.spdm_messages import Measurement, MeasurementType
 from chamber.wire.tdi_report import PAGE, InterfaceReport
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ("tdisp_group",)
 
-_BARS: Final = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
 _MEASURED: Final = (
     Measurement(1, MeasurementType.ROM, b"boot code of a device that there is not"),
     Measurement(2, MeasurementType.FIRMWARE, b"chamber"),
@@ -93,13 +91,6 @@ def _function_id(text: str) -> FunctionId:
     return FunctionId(number)
 
 
-def _enable(device: TrustedFunction) -> None:
-    """Place its base addresses and switch it on, as firmware does: one that is not can't be locked."""
-    for bar, base in _BARS.items():
-        device.tdi.write_config(HEADER[f"bar{bar}"].offset, base.to_bytes(4, "little"))
-    device.tdi.write_config(HEADER["command"].offset, (Command.MEMORY | Command.BUS_MASTER).to_bytes(2, "little"))
-
-
 @tdisp_group.command()
 @click.option("--listen", "address", type=_Address(), required=True, help="Where; port 0 for any that is free.")
 @_transport
@@ -141,7 +132,7 @@ def serve(address: tuple[str, int], transport: str, short: str, key: str, functi
 
     def connected() -> None:
         device.reset()
-        _enable(device)
+        device.tdi.place()
 
     try:
         server = SpdmServer(address, chosen, answer_or_drop, connected)

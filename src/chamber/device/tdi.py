@@ -22,24 +22,27 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.tdi_config import VENDOR_ANALYSED, capability_at, violation
 from chamber.device.tdisp import Event
-from chamber.device.virtio_pci import MSIX_BAR, NOTIFY_PAGE, SHARED_MEMORY_BAR
+from chamber.device.virtio_pci import MSIX_BAR, NOTIFY_PAGE, REGISTER_BAR, SHARED_MEMORY_BAR
 from chamber.platform.dma import NoDma
-from chamber.wire.pci import Command
+from chamber.wire.pci import HEADER, Command
 from chamber.wire.tdi_report import PAGE, InterfaceInfo, InterfaceReport, MmioRange, RangeAttribute
 from chamber.wire.tdisp import LockFlag, LockInterface, SetMmioAttribute, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from chamber.device.virtio_pci import VirtioPci
     from chamber.platform.dma import Dma
     from chamber.platform.pci import PciFunction
 
-__all__ = ("Doors", "Tdi", "TrustedPath")
+__all__ = ("PLACES", "Doors", "Tdi", "TrustedPath")
 
 _PAGE_NUMBER: Final = (1 << 52) - 1
 _PLAIN: Final = RangeAttribute(0)
 _REJECTED: Final = NoDma("the interface is locked and does not run")
+
+PLACES: Final = {REGISTER_BAR: 0x8000_0000, MSIX_BAR: 0x8001_0000, SHARED_MEMORY_BAR: 0x8100_0000}
+"""Where firmware may place the base addresses of a function that is alone on its bus."""
 
 
 class Doors(enum.Flag):
@@ -185,6 +188,12 @@ class Tdi:
         self.virtio.reset_device()
 
     # What a host does.
+
+    def place(self, bases: Mapping[int, int] = PLACES) -> None:
+        """Place its base addresses and switch it on, as firmware does: one that is not can't be locked."""
+        for bar, base in bases.items():
+            self.write_config(HEADER[f"bar{bar}"].offset, base.to_bytes(4, "little"))
+        self.write_config(HEADER["command"].offset, (Command.MEMORY | Command.BUS_MASTER).to_bytes(2, "little"))
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Serve a read of configuration space."""
