@@ -226,6 +226,18 @@ class BehindRootPort:
         tdi = self.trusted.tdi
         tdi.access_write(bar, offset, data, trusted=tdi.admits(bar, offset, trusted=True))
 
+    def attach(self, dma: Dma, raise_vector: Callable[[int], None], raise_pin: Callable[[bool], None],
+               later: Callable[[float, Callable[[], None]], None]) -> None:
+        """Take guest memory, and what raises interrupts and calls back after a delay."""
+        self.dma = dma
+        function = self._virtio.function
+        function.raise_vector, function.wire = raise_vector, raise_pin
+        self._virtio.device.schedule = later
+
+    def log(self, line: str) -> None:
+        """Add a line to the device's transcript."""
+        self._virtio.log(line)
+
     def reset(self) -> None:
         """Take the bus's reset, a conventional one."""
         self.trusted.reset()

@@ -14,7 +14,9 @@ __all__ = ("KernelOptions", "fragment", "missing")
 _FOLDER: Final = Path(__file__).parent / "config"
 _ALWAYS: Final = ("base", "drivers", "pci")
 _SETTING: Final = re.compile(r"^CONFIG_(\w+)=(.*)$", re.MULTILINE)
-_SYMBOL: Final = re.compile(r"^\s*(?:menu)?config\s+(\w+)", re.MULTILINE)
+_SYMBOL: Final = re.compile(r"^\s*(?:menu)?config\s+(\w+)[ \t]*\n((?:[ \t].*\n|\n)*)", re.MULTILINE)
+_PROMPT: Final = re.compile(r"^\s+(?:bool|tristate|int|hex|string|prompt)\s+[\"']", re.MULTILINE)
+"""What makes a symbol one that can be chosen; others follow from those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def missing(tree: Path, options: KernelOptions, result: str) -> list[str]:
 
 
 def _symbols(tree: Path) -> set[str]:
-    """Return all symbols that a tree's Kconfig files declare."""
+    """Return all symbols that can be chosen by a tree's Kconfig files."""
     return {name for path in tree.rglob("Kconfig*") if path.is_file()
-            for name in _SYMBOL.findall(path.read_text(encoding="utf-8", errors="replace"))}
+            for name, body in _SYMBOL.findall(path.read_text(encoding="utf-8", errors="replace") + "\n")
+            if _PROMPT.search(body)}

@@ -55,6 +55,7 @@ class QemuGuest(AgentGuest):
         accelerator: ``kvm`` or ``tcg``, as `chamber.lab.qemu.install.find_accelerator` found it.
         more: further arguments of QEMU's.
         programs: programs of this machine that the guest is to have besides BusyBox.
+        imports: Python modules that it is to have besides the agent's.
         wrap: puts something between each device and guest memory, if given.
         left: called with guest memory when the guest has let go of a device, if given.
         observer: sees all that devices read from buffers, if given.
@@ -64,6 +65,7 @@ class QemuGuest(AgentGuest):
     def __init__(self, program: QemuProgram, kernel: QemuKernel, loop: EventLoop, kinds: Iterable[DeviceType],
                  provide: Callable[[DeviceType], Device], *, options: tuple[str, ...] = (),
                  accelerator: str = "tcg", more: Sequence[str] = (), programs: Sequence[Path] = (),
+                 imports: Sequence[str] = (),
                  wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
                  left: Callable[[Dma], None] = lambda _dma: None,
                  observer: Callable[[bytes], None] | None = None) -> None:
@@ -71,6 +73,7 @@ class QemuGuest(AgentGuest):
         self._accelerator = accelerator
         self._more = tuple(more)
         self._programs = tuple(programs)
+        self._imports = tuple(imports)
         self.kernel = kernel
         self._program = program
         self._provide = provide
@@ -101,7 +104,7 @@ class QemuGuest(AgentGuest):
         archive = self.folder / "initramfs"
         write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
             "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)),
-            self._programs)
+            self._programs, self._imports)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
         os.set_blocking(console_out, False)
@@ -158,6 +161,10 @@ class QemuGuest(AgentGuest):
         finally:
             if slot is not None and message["do"] != "connect" and not message.get("stay"):
                 slot[1].unplug()
+
+    def slot(self, kind: DeviceType) -> PciSlot:
+        """The slot of a device type."""
+        return self._slots[str(self.platform[kind])][1]
 
     def wake(self) -> None:
         """Wake a suspended guest."""

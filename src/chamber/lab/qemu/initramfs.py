@@ -12,6 +12,7 @@ import re
 import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +22,16 @@ from chamber.lab.observation import TargetError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ("INIT", "cpio", "write_initramfs")
+__all__ = ("INIT", "cpio", "python_path", "write_initramfs")
 
 INIT: Final = "/init"
 _LIBRARY: Final = re.compile(r"(/\S+)(?: \(0x|$)")
 _ASK: Final = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
+import importlib
+for name in sys.argv[2:]:
+    importlib.import_module(name)
 import chamber.lab.agent.__main__, select, traceback
 import encodings.ascii, encodings.utf_8, encodings.latin_1, encodings.idna
 print(json.dumps([[m.__file__, getattr(m, "__cached__", None)] for m in list(sys.modules.values())
@@ -37,13 +41,18 @@ _FOLDERS: Final = ("/dev", "/proc", "/sys", "/tmp", "/run", "/mnt")  # noqa: S10
 _NODES: Final = (("/dev/console", 5, 1), ("/dev/null", 1, 3), ("/dev/ttyS1", 4, 65))
 
 
-def _needed() -> Iterator[Path]:
-    """Files of the interpreter, of its libraries, and of the agent."""
-    source = Path(chamber.__file__).resolve().parent.parent
+def python_path() -> list[str]:
+    """Where the interpreter finds Chamber, and what it needs; the same in a guest as here."""
+    found = [str(Path(chamber.__file__).resolve().parent.parent), *map(sysconfig.get_path, ("purelib", "platlib"))]
+    return list(dict.fromkeys(found))
+
+
+def _needed(imports: Iterable[str]) -> Iterator[Path]:
+    """Files of the interpreter, of its libraries, of the agent, and of further modules."""
     python = Path(os.path.realpath(sys.executable))
     try:
-        said = subprocess.run([python, "-S", "-s", "-c", _ASK, source], capture_output=True, text=True, check=True,
-                              timeout=60, env={"PATH": "/usr/bin:/bin"}).stdout
+        said = subprocess.run([python, "-S", "-s", "-c", _ASK, ":".join(python_path()), *imports], capture_output=True,
+                              text=True, check=True, timeout=60, env={"PATH": "/usr/bin:/bin"}).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise TargetError(f"the agent can't be asked what it needs: {error}") from error
     binaries = [python]
@@ -64,7 +73,7 @@ def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
 
 
 def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments: Iterable[str],
-                    programs: Iterable[Path] = ()) -> None:
+                    programs: Iterable[Path] = (), imports: Iterable[str] = ()) -> None:
     """Write the archive.
 
     Args:
@@ -73,6 +82,7 @@ def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments:
         shell: BusyBox, which becomes the guest's shell, and all the programs that it has.
         arguments: words for the agent besides the list of modules.
         programs: further programs of this machine, which come with their libraries.
+        imports: further Python modules, which come with all that they import.
 
     Raises:
         TargetError: the interpreter can't be looked at.
@@ -82,7 +92,7 @@ def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments:
     python = os.path.realpath(sys.executable)
     programs = tuple(programs)
     files = {str(file): (file.read_bytes(), file.stat().st_mode & 0o777, int(file.stat().st_mtime))
-             for file in dict.fromkeys((*_needed(), *programs, *_libraries(programs)))}
+             for file in dict.fromkeys((*_needed(imports), *programs, *_libraries(programs)))}
     names = []
     for module in modules:
         names.append(f"/modules/{module.name}")

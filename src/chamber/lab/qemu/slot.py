@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from chamber.device.virtio_pci import VirtioPci
 
@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from chamber.device.base import Device
     from chamber.platform.dma import Dma
 
-__all__ = ("PciSlot",)
+__all__ = ("PciSlot", "Pluggable")
+
+
+class Pluggable(Protocol):
+    """What can be in a slot: a function, and whoever stands before it."""
+
+    def read_config(self, offset: int, size: int) -> bytes: ...  # noqa: D102 - as VirtioPci's, like those below
+    def write_config(self, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def read_bar(self, bar: int, offset: int, size: int) -> bytes: ...  # noqa: D102
+    def write_bar(self, bar: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def attach(self, dma: Dma, raise_vector: Callable[[int], None], raise_pin: Callable[[bool], None],  # noqa: D102
+               later: Callable[[float, Callable[[], None]], None]) -> None: ...
+    def reset(self) -> None: ...  # noqa: D102
+    def log(self, line: str) -> None: ...  # noqa: D102
 
 
 class PciSlot:
@@ -35,7 +48,7 @@ class PciSlot:
         self._honest = VirtioPci(honest)
         self._wrap = wrap
         self._left = left
-        self._inside: VirtioPci | None = self._honest
+        self._inside: Pluggable | None = self._honest
         self._attached: tuple[Dma, Callable[[int], None], Callable[[bool], None],
                               Callable[[float, Callable[[], None]], None]] | None = None
 
@@ -51,13 +64,19 @@ class PciSlot:
 
     def plug(self, device: Device) -> VirtioPci:
         """Put a device in, in place of whoever is."""
-        self.unplug()
         function = VirtioPci(device)
+        self.put(function)
+        return function
+
+    def put(self, function: Pluggable) -> None:
+        """Put a function in, in place of whoever is; its BARs and vectors are those of the slot's own device."""
+        self.unplug()
         if self._attached is not None:
             dma, raise_vector, raise_pin, later = self._attached
-            function.attach(dma if self._wrap is None else self._wrap(function, dma), raise_vector, raise_pin, later)
+            if self._wrap is not None and isinstance(function, VirtioPci):
+                dma = self._wrap(function, dma)
+            function.attach(dma, raise_vector, raise_pin, later)
         self._inside = function
-        return function
 
     def unplug(self) -> None:
         """Have nobody there."""
