@@ -44,7 +44,8 @@ class Pair:
     """A requester and a responder; whoever is between them may change what passes."""
 
     def __init__(self, kind: str = "P-384", *, version: int = 0x12, clear: bool = False, seed: int = 1,
-                 slots: dict[int, CertificateSlot] | None = None, **offered: Any) -> None:
+                 slots: dict[int, CertificateSlot] | None = None,
+                 responder: dict[str, Any] | None = None, **offered: Any) -> None:
         self.dice = random.Random(seed)
         self.ended: list[int] = []
         self.lines: list[str] = []
@@ -52,7 +53,8 @@ class Pair:
         self.responder = SpdmResponder(
             {0: slot(kind)} if slots is None else slots, random=self.dice.randbytes, measurements=lambda: MEASURED,
             vendor={PCI_SIG: lambda session, said: None if session is None else said[::-1]}, psks={b"hint": SECRET},
-            clear_handshake=clear, heartbeat=5, multi_key=True, ended=self.ended.append, log=self.lines.append)
+            clear_handshake=clear, heartbeat=5, multi_key=True, ended=self.ended.append, log=self.lines.append,
+            **responder or {})
         self.requester = SpdmRequester(self._exchange, self.dice.randbytes, spoken=(version,), clear_handshake=clear,
                                        **offered)
 
@@ -115,14 +117,14 @@ def test_all_that_can_be_asked_is_answered(version: int, clear: bool) -> None:
     assert pair.ended == [session, other]
 
 
-_COMBINATIONS = [(kind, hash_, exchange, aead)
+_COMBINATIONS = [(kind, hash_, exchange, aead, version)
                  for kind in KEY_KINDS for hash_, exchange, aead in itertools.chain(
                      ((h, "P-256", "AES-256-GCM") for h in HASHES.values()),
-                     (("SHA-256", e, a) for e in EXCHANGES.values() for a in AEADS.values()))]
+                     (("SHA-256", e, a) for e in EXCHANGES.values() for a in AEADS.values()))
+                 for version in ((0x14,) if f"{kind} {exchange}".count("ML-") else (0x12, 0x13))]
 
 
-@pytest.mark.parametrize("version", [0x12, 0x13])
-@pytest.mark.parametrize(("kind", "hash_", "exchange", "aead"), _COMBINATIONS)
+@pytest.mark.parametrize(("kind", "hash_", "exchange", "aead", "version"), _COMBINATIONS)
 def test_every_algorithm_opens_a_session(kind: str, hash_: str, exchange: str, aead: str, version: int) -> None:
     pair = Pair(kind, version=version, hashes=(hash_,), exchanges=(exchange,), aeads=(aead,))
     session = pair.session()
@@ -348,7 +350,7 @@ def test_keys_that_are_told_apart_are_part_of_what_is_signed(version: int, clear
 def test_an_answer_that_the_other_end_can_not_take_is_refused() -> None:
     pair = Pair()
     pair.requester.connect()
-    pair.responder._requester = replace(pair.responder._requester, transfer_size=42)
+    pair.responder._pieces.requester = replace(pair.responder._requester, transfer_size=42, message_size=42)
     with pytest.raises(SpdmViolation, match="RESPONSE_TOO_LARGE"):
         pair.requester.digests()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from chamber.platform.spdm_chain import CertificateSlot
@@ -26,6 +26,8 @@ _RESPONDER: Final = ObjectIdentifier("1.3.6.1.4.1.412.274.3")
 KEY_KINDS: Final[dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]]] = {
     "P-256": lambda: ec.generate_private_key(ec.SECP256R1()), "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
     "P-521": lambda: ec.generate_private_key(ec.SECP521R1()), "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ML-DSA-44": mldsa.MLDSA44PrivateKey.generate, "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
+    "ML-DSA-87": mldsa.MLDSA87PrivateKey.generate,
     "RSA-2048": lambda: rsa.generate_private_key(65537, 2048),
     "RSA-3072": lambda: rsa.generate_private_key(65537, 3072)}
 """Kinds of keys, and what makes one."""
@@ -60,5 +62,5 @@ def _certificate(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, issu
     if depth is None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([_RESPONDER, ExtendedKeyUsageOID.CLIENT_AUTH]),
                                         critical=False)
-    plain = isinstance(by, ed25519.Ed25519PrivateKey)
+    plain = not isinstance(by, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
     return builder.sign(by, None if plain else hashes.SHA384())

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from chamber.device.spdm_pieces import LARGEST, PIECES_SINCE, TRANSFER_SIZE, Pieces, Refusal
 from chamber.device.spdm_requester_proof import Denied, RequesterProof
-from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, fits, hash_of, sign
+from chamber.platform.spdm_crypto import Suite, answer_exchange, digest_size, fits, hash_of, sign
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession
 from chamber.wire.errors import WireError
@@ -69,22 +70,17 @@ _MOST_SESSIONS: Final = 4
 _SECURED_MAJOR: Final = 0x1100
 _TCB: Final = frozenset({MeasurementType.ROM, MeasurementType.FIRMWARE, MeasurementType.HARDWARE_CONFIG})
 _PREFERRED_HASHES: Final = ("SHA-384", "SHA-256", "SHA-512", "SHA3-384", "SHA3-256", "SHA3-512")
-_PREFERRED_SIGNATURES: Final = ("P-384", "P-256", "P-521", "Ed25519", "RSAPSS-3072", "RSAPSS-2048", "RSAPSS-4096")
-_PREFERRED_EXCHANGES: Final = ("P-384", "P-256", "P-521")
+_PREFERRED_SIGNATURES: Final = ("P-384", "P-256", "P-521", "Ed25519", "RSAPSS-3072", "RSAPSS-2048", "RSAPSS-4096",
+                                 "ML-DSA-87", "ML-DSA-65", "ML-DSA-44")
+_LOW: Final = 0xFFFFFFFF
+"""Bits of algorithms that are not post-quantum."""
+_PIECES: Final = frozenset({SpdmCode.CHUNK_SEND_ACK, SpdmCode.CHUNK_RESPONSE})
+_PREFERRED_EXCHANGES: Final = ("P-384", "P-256", "P-521", "ML-KEM-1024", "ML-KEM-768")
 _PREFERRED_AEADS: Final = ("AES-256-GCM", "CHACHA20_POLY1305", "AES-128-GCM")
 _ENCAPSULATION: Final = frozenset({SpdmCode.GET_ENCAPSULATED_REQUEST, SpdmCode.DELIVER_ENCAPSULATED_RESPONSE})
 _MULTI_KEY_SINCE: Final = 0x13
 _SIGNED: Final = 1
 _RAW: Final = 2
-
-
-class _RefusedError(Exception):
-    """A request that is answered by ERROR."""
-
-    def __init__(self, code: ErrorCode, data: int = 0) -> None:
-        self.code = code
-        self.data = data
-        super().__init__(code.name)
 
 
 class SpdmResponder:
@@ -103,6 +99,8 @@ class SpdmResponder:
         clear_handshake: whether FINISH may travel in the clear.
         sequence_size: bytes of a secured message's number that the transport has.
         multi_key: whether several keys are told apart, for whoever wants it (1.3).
+        transfer_size: bytes of a message that it takes at once.
+        largest: bytes of a message at all; what is larger than it takes at once comes, and goes, in pieces (1.2).
         heartbeat: seconds after which a session without a word is to be taken for dead; 0 for never.
         ended: called with the id of a session that ends, however it does.
         log: gets a line for each message, without anything that is secret.
@@ -118,6 +116,7 @@ class SpdmResponder:
                  admits: Callable[[Chain], bool] | None = None, psks: Mapping[bytes, bytes] | None = None,
                  spoken: Sequence[int] = _ALL_VERSIONS,
                  clear_handshake: bool = False, sequence_size: int = 0, multi_key: bool = False, heartbeat: int = 0,
+                 transfer_size: int = TRANSFER_SIZE, largest: int = LARGEST,
                  ended: Callable[[int], None] = lambda _session: None,
                  log: Callable[[str], None] = lambda _line: None) -> None:
         self._slots = dict(slots)
@@ -131,6 +130,7 @@ class SpdmResponder:
         self._sequence_size = sequence_size
         self._multi_key = multi_key and bool(self._slots)
         self._heartbeat = heartbeat
+        self._pieces = Pieces(transfer_size, largest)
         self._ended = ended
         self._log = log
         self._handlers: dict[SpdmCode, Callable[[bytes, SpdmSession | None], bytes | None]] = {
@@ -142,7 +142,8 @@ class SpdmResponder:
             SpdmCode.PSK_FINISH: self._psk_finish, SpdmCode.HEARTBEAT: self._beat,
             SpdmCode.GET_ENCAPSULATED_REQUEST: self._begin_encapsulated,
             SpdmCode.DELIVER_ENCAPSULATED_RESPONSE: self._take_encapsulated, SpdmCode.KEY_UPDATE: self._update,
-            SpdmCode.END_SESSION: self._end,
+            SpdmCode.END_SESSION: self._end, SpdmCode.CHUNK_SEND: self._take_piece,
+            SpdmCode.CHUNK_GET: self._give_piece,
             SpdmCode.VENDOR_DEFINED_REQUEST: self._say}
         self._sessions: dict[int, SpdmSession] = {}
         self.suite: Suite | None = None
@@ -157,13 +158,18 @@ class SpdmResponder:
         self._negotiated = bytearray()
         self._identity = bytearray()
         self._measured: dict[int, bytearray] = {}
-        self._requester = Capabilities(0, Capability(0))
         self._version_said = 0
         self._measurement_hash = ""
         self._pending: int | None = None
         self._told_apart = b""
         self._requesters: dict[int, RequesterProof] = {}
         self._psk_sessions: set[int] = set()
+        self._pieces.forget()
+        self._whole = b""
+
+    @property
+    def _requester(self) -> Capabilities:
+        return self._pieces.requester
 
     def close(self) -> None:
         """End all sessions."""
@@ -175,6 +181,7 @@ class SpdmResponder:
             self._measured.pop(session.id, None)
             self._psk_sessions.discard(session.id)
             self._requesters.pop(session.id, None)
+            self._pieces.end(session.id)
             self._ended(session.id)
 
     # What comes from outside.
@@ -209,10 +216,12 @@ class SpdmResponder:
             sealed = session.seal(answer)
         except RecordError:
             return None
-        if session.phase is Phase.HANDSHAKE and answer[1] in {SpdmCode.FINISH_RSP, SpdmCode.PSK_FINISH_RSP}:
+        # What was answered may be a piece's acknowledgement around it, or say that the whole is to be fetched.
+        whole = self._whole
+        if session.phase is Phase.HANDSHAKE and whole[1] in {SpdmCode.FINISH_RSP, SpdmCode.PSK_FINISH_RSP}:
             session.establish()
-        unproven = answer[1] == SpdmCode.ERROR and answer[2] == ErrorCode.DECRYPT_ERROR
-        if unproven or answer[1] == SpdmCode.END_SESSION_ACK:
+        unproven = whole[1] == SpdmCode.ERROR and whole[2] == ErrorCode.DECRYPT_ERROR
+        if unproven or whole[1] == SpdmCode.END_SESSION_ACK:
             self._close(session)
         return sealed, True
 
@@ -221,49 +230,68 @@ class SpdmResponder:
         version = self._version_said or 0x10
         try:
             if len(message) < 4:
-                raise _RefusedError(ErrorCode.INVALID_REQUEST)
+                raise Refusal(ErrorCode.INVALID_REQUEST)
             code = message[1]
             handler = self._handlers.get(SpdmCode(code)) if code in set(SpdmCode) else None
             if handler is None:
-                raise _RefusedError(ErrorCode.UNSUPPORTED_REQUEST, code)
+                raise Refusal(ErrorCode.UNSUPPORTED_REQUEST, code)
             self._check_order(SpdmCode(code), message[0], session)
             agreed = self.suite.agreed if self.suite is not None else None
             answer = handler(message[:message_size(message, agreed)], session)
-            if answer is not None and len(answer) > self._requester.transfer_size:
-                # Whoever asks can't take so much at once, and chunks are not offered.
-                raise _RefusedError(ErrorCode.RESPONSE_TOO_LARGE)
+            if answer is not None and answer[1] not in _PIECES:
+                self._whole = answer
+                answer = self._pieces.fitted(answer, 0 if session is None else session.id)
         except WireError as error:
             self._log(f"refused: {error}")
-            answer = head(version, SpdmCode.ERROR, ErrorCode.INVALID_REQUEST)
-        except _RefusedError as error:
+            self._whole = answer = head(version, SpdmCode.ERROR, ErrorCode.INVALID_REQUEST)
+        except Refusal as error:
             self._log(f"refused: {error.code.name}")
-            answer = head(version, SpdmCode.ERROR, error.code, error.data)
+            self._whole = answer = head(version, SpdmCode.ERROR, error.code, error.data)
         if answer is not None:
             said = SpdmCode(answer[1]).name
             self._log(f"{'session ' + hex(session.id) + ': ' if session is not None else ''}{said}")
         return answer
 
+    # Messages that are too large for one piece.
+
+    def _take_piece(self, message: bytes, session: SpdmSession | None) -> bytes | None:
+        key = 0 if session is None else session.id
+        chunk, large = self._pieces.take(message, key)
+        if large is None:
+            self._whole = ack = self._pieces.acknowledge(message[0], chunk, key)
+            return ack
+        answer = self.respond(large, session)
+        return None if answer is None else self._pieces.acknowledge(message[0], chunk, key, answer)
+
+    def _give_piece(self, message: bytes, session: SpdmSession | None) -> bytes:
+        self._whole = piece = self._pieces.give(message, 0 if session is None else session.id)
+        return piece
+
     def _check_order(self, code: SpdmCode, version: int, session: SpdmSession | None) -> None:
         if code is SpdmCode.GET_VERSION:
             if session is not None:
-                raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+                raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
             return
         if self._version_said and version != self._version_said:
-            raise _RefusedError(ErrorCode.VERSION_MISMATCH)
+            raise Refusal(ErrorCode.VERSION_MISMATCH)
+        if code in {SpdmCode.CHUNK_SEND, SpdmCode.CHUNK_GET}:
+            if not self._pieces.allowed:
+                raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
+            return  # what it is a piece of is looked at when it is whole
         if not self._negotiated or (self.suite is None and code is not self._expected) or (
                 self.suite is not None and code in {SpdmCode.GET_CAPABILITIES, SpdmCode.NEGOTIATE_ALGORITHMS}):
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         if session is None:
             needs_session = code in {SpdmCode.HEARTBEAT, SpdmCode.KEY_UPDATE, SpdmCode.END_SESSION,
                                      SpdmCode.PSK_FINISH}
             if needs_session:
-                raise _RefusedError(ErrorCode.SESSION_REQUIRED)
+                raise Refusal(ErrorCode.SESSION_REQUIRED)
         elif session.phase is Phase.HANDSHAKE:
             if code not in {SpdmCode.FINISH, SpdmCode.PSK_FINISH, *_ENCAPSULATION}:
-                raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+                raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         elif code in {SpdmCode.FINISH, SpdmCode.PSK_FINISH, SpdmCode.KEY_EXCHANGE, SpdmCode.PSK_EXCHANGE,
                       SpdmCode.CHALLENGE}:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         if code is not SpdmCode.GET_MEASUREMENTS:
             self._measured.pop(0 if session is None else session.id, None)
 
@@ -275,7 +303,7 @@ class SpdmResponder:
 
     def _version(self, message: bytes, _session: SpdmSession | None) -> bytes:
         if message[0] != 0x10:
-            raise _RefusedError(ErrorCode.VERSION_MISMATCH)
+            raise Refusal(ErrorCode.VERSION_MISMATCH)
         self._forget()
         answer = versions(self._spoken)
         self._negotiated += message + answer
@@ -283,8 +311,8 @@ class SpdmResponder:
 
     def _capabilities(self, message: bytes, _session: SpdmSession | None) -> bytes:
         if message[0] not in self._spoken:
-            raise _RefusedError(ErrorCode.VERSION_MISMATCH)
-        self._requester = Capabilities.decode(message, SpdmCode.GET_CAPABILITIES)
+            raise Refusal(ErrorCode.VERSION_MISMATCH)
+        self._pieces.requester = Capabilities.decode(message, SpdmCode.GET_CAPABILITIES)
         self._version_said = message[0]
         flags = Capability.ENCRYPT | Capability.MAC | Capability.HBEAT * bool(self._heartbeat) | Capability.KEY_UPD
         if self._slots:
@@ -299,7 +327,13 @@ class SpdmResponder:
             flags |= Capability.MUT_AUTH | Capability.ENCAP
         if self._multi_key and message[0] >= _MULTI_KEY_SINCE:
             flags |= Capability.MULTI_KEY_NEGOTIABLE
-        answer = Capabilities(message[0], flags).encode(SpdmCode.CAPABILITIES)
+        pieces = self._pieces
+        most = pieces.transfer_size
+        if pieces.largest > most and message[0] >= PIECES_SINCE:
+            flags |= Capability.CHUNK
+            most = pieces.largest
+        answer = Capabilities(message[0], flags, transfer_size=pieces.transfer_size,
+                              message_size=most).encode(SpdmCode.CAPABILITIES)
         self._negotiated += message + answer
         self._expected = SpdmCode.NEGOTIATE_ALGORITHMS
         return answer
@@ -310,7 +344,7 @@ class SpdmResponder:
         signed = _first(ASYMMETRIC, offered.asymmetric, self._signatures()) if self._slots else 0
         secured = self._requester.flags & (Capability.KEY_EX | Capability.PSK)
         if not chosen_hash or (self._slots and not signed):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         self._measurement_hash = HASHES[chosen_hash]
         measured = next((bit for bit, name in MEASUREMENT_HASHES.items() if name == self._measurement_hash), 0)
         other = OtherParameter.OPAQUE_FORMAT_1 & offered.other
@@ -320,7 +354,10 @@ class SpdmResponder:
         proves = self._admits is not None and self._requester.flags & wanted == wanted
         chosen = Algorithms(
             message[0], signed, chosen_hash,
-            _first(EXCHANGES, offered.exchange, _PREFERRED_EXCHANGES) if secured else 0,
+            # Who signs with what a quantum computer does not break agrees on keys so, too.
+            _first(EXCHANGES, offered.exchange,
+                   sorted(_PREFERRED_EXCHANGES, key=lambda name: name.startswith("ML-") != (signed > _LOW))
+                   ) if secured else 0,
             _first(AEADS, offered.aead, _PREFERRED_AEADS) if secured else 0,
             _first(ASYMMETRIC, offered.requester_asymmetric, _PREFERRED_SIGNATURES) if proves else 0,
             measurement_hash=measured if offered.measurements else 0, measurements=offered.measurements, other=other)
@@ -341,13 +378,13 @@ class SpdmResponder:
 
     def _chain(self, slot: int) -> bytes:
         if slot not in self._slots:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         return self._slots[slot].chain(self._agreed()[0].hash)
 
     def _digests(self, message: bytes, session: SpdmSession | None) -> bytes:
         suite, _ = self._agreed()
         if not self._slots:
-            raise _RefusedError(ErrorCode.UNSUPPORTED_REQUEST, message[1])
+            raise Refusal(ErrorCode.UNSUPPORTED_REQUEST, message[1])
         digests = {slot: hash_of(suite.hash, self._chain(slot)) for slot in self._slots}
         answer = Digests(suite.version, digests, suite.multi_key).encode()
         if suite.multi_key:
@@ -360,9 +397,9 @@ class SpdmResponder:
         suite, _ = self._agreed()
         chain = self._chain(message[2] & 0xF)
         offset, length = (int.from_bytes(message[at:at + 2], "little") for at in (4, 6))
-        room = self._requester.transfer_size - 8
+        room = self._pieces.room - 8
         if offset >= len(chain):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         portion = chain[offset:offset + min(length, room)]
         answer = certificate(suite.version, message[2] & 0xF, portion, len(chain) - offset - len(portion))
         if session is None:
@@ -372,7 +409,7 @@ class SpdmResponder:
     def _challenge(self, message: bytes, _session: SpdmSession | None) -> bytes:
         suite, _ = self._agreed()
         if message[2] not in self._slots:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         slot = self._slots[message[2]]
         context = message[4 + NONCE_SIZE:] if suite.version >= 0x13 else b""
         made = ChallengeAuth(suite.version, message[2], sum(1 << number for number in self._slots),
@@ -396,7 +433,7 @@ class SpdmResponder:
         """Return the hash over all measurements, or those of the trusted computing base; empty for none."""
         suite, _ = self._agreed()
         if kind not in set(Summary):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         if kind == Summary.NONE:
             return b""
         blocks = self._blocks(raw=False)
@@ -408,12 +445,12 @@ class SpdmResponder:
         signed, raw, operation = message[2] & _SIGNED, bool(message[2] & _RAW), message[3]
         slot = message[4 + NONCE_SIZE] & 0xF if signed else 0
         if signed and slot not in self._slots:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         blocks = self._blocks(raw=raw)
         chosen = () if not operation else blocks if operation == ALL_MEASUREMENTS else tuple(
             block for block in blocks if block.index == operation)
         if operation not in {0, ALL_MEASUREMENTS} and not chosen:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         context = message[-CONTEXT_SIZE:] if suite.version >= 0x13 else b""
         made = Measurements(suite.version, 0 if operation else len(blocks), slot, chosen, self._random(NONCE_SIZE),
                             context=context)
@@ -430,7 +467,7 @@ class SpdmResponder:
 
     def _new_id(self, theirs: int) -> int:
         if len(self._sessions) >= _MOST_SESSIONS:
-            raise _RefusedError(ErrorCode.SESSION_LIMIT_EXCEEDED)
+            raise Refusal(ErrorCode.SESSION_LIMIT_EXCEEDED)
         while True:
             mine = int.from_bytes(self._random(2), "little")
             session = theirs | mine << 16
@@ -442,25 +479,24 @@ class SpdmResponder:
         request = KeyExchange.decode(message, agreed)
         slot = self._slots.get(request.slot)
         if slot is None or not suite.exchange or not suite.aead or not self._requester.flags & Capability.KEY_EX:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST if slot else ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST if slot else ErrorCode.INVALID_REQUEST)
         offered = offered_versions(suite.version, request.opaque)
         if offered and not any(number == _SECURED_MAJOR for number in offered):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         if self._admits is not None and not suite.requester_asymmetric:
             # Whoever can't prove who it is opens no session.
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         summary = self._summary(request.summary)
         session_id = self._new_id(request.session_id)
-        ours = Exchange(suite.exchange)
-        public = ours.public
-        shared = ours.agree(request.exchange)
-        if shared is None:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+        exchanged = answer_exchange(suite.exchange, request.exchange)
+        if exchanged is None:
+            raise Refusal(ErrorCode.INVALID_REQUEST)
+        public, shared = exchanged
         made = KeyExchangeAnswer(suite.version, self._heartbeat, session_id >> 16, self._random(NONCE_SIZE), public,
                                  summary, version_choice(suite.version) if offered else b"",
                                  Mutual.NO if self._admits is None else Mutual.ENCAPSULATED)
         if suite.multi_key and not self._told_apart:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         transcript = (bytes(self._negotiated) + self._told_apart + hash_of(suite.hash, self._chain(request.slot))
                       + message + made.signed)
         signature = sign(slot.key, suite.asymmetric, suite, "key_exchange_rsp signing", transcript)
@@ -479,10 +515,10 @@ class SpdmResponder:
     def _finish(self, message: bytes, session: SpdmSession | None) -> bytes:
         session = self._in_handshake(session)
         if session.id in self._psk_sessions:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         requester = self._requesters.get(session.id)
         if bool(message[2] & _SIGNED) != (requester is not None) or (requester is not None and requester.chain is None):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         return self._prove(message, session, SpdmCode.FINISH, SpdmCode.FINISH_RSP)
 
     def _in_handshake(self, session: SpdmSession | None) -> SpdmSession:
@@ -492,9 +528,9 @@ class SpdmResponder:
             # In the clear it is the session of the last exchange, and nothing but the proof says whose it is.
             session = self._sessions.get(self._pending) if self._pending is not None else None
             if session is None or session.phase is not Phase.HANDSHAKE:
-                raise _RefusedError(ErrorCode.SESSION_REQUIRED)
+                raise Refusal(ErrorCode.SESSION_REQUIRED)
         elif suite.clear_handshake and session.id not in self._psk_sessions:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         return session
 
     # Who asks.
@@ -502,14 +538,14 @@ class SpdmResponder:
     def _begin_encapsulated(self, _message: bytes, session: SpdmSession | None) -> bytes:
         requester = self._requesters.get(self._in_handshake(session).id)
         if requester is None or not requester.is_new:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         return requester.begin()
 
     def _take_encapsulated(self, message: bytes, session: SpdmSession | None) -> bytes:
         session = self._in_handshake(session)
         requester = self._requesters.get(session.id)
         if requester is None or requester.is_new or requester.chain is not None:
-            raise _RefusedError(ErrorCode.UNEXPECTED_REQUEST)
+            raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         try:
             return requester.take(message)
         except Denied:
@@ -521,7 +557,7 @@ class SpdmResponder:
         self._requesters.pop(session.id, None)
         if self._agreed()[0].clear_handshake:
             self._close(session)
-        raise _RefusedError(ErrorCode.DECRYPT_ERROR)
+        raise Refusal(ErrorCode.DECRYPT_ERROR)
 
     def _prove(self, message: bytes, session: SpdmSession, asked: SpdmCode, answered: SpdmCode) -> bytes:
         """Take the requester's proof, and give the responder's where that is still to come."""
@@ -553,7 +589,7 @@ class SpdmResponder:
         request = PskExchange.decode(message)
         secret = self._psks.get(request.hint)
         if secret is None or not suite.aead or not self._requester.flags & Capability.PSK:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         summary = self._summary(request.summary)
         session_id = self._new_id(request.session_id)
         offered = offered_versions(suite.version, request.opaque)
@@ -570,19 +606,19 @@ class SpdmResponder:
 
     def _psk_finish(self, message: bytes, session: SpdmSession | None) -> bytes:
         if session is None or session.id not in self._psk_sessions:
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         return self._prove(message, session, SpdmCode.PSK_FINISH, SpdmCode.PSK_FINISH_RSP)
 
     def _beat(self, message: bytes, _session: SpdmSession | None) -> bytes:
         if not self._heartbeat:
-            raise _RefusedError(ErrorCode.UNSUPPORTED_REQUEST, message[1])
+            raise Refusal(ErrorCode.UNSUPPORTED_REQUEST, message[1])
         return head(message[0], SpdmCode.HEARTBEAT_ACK)
 
     def _update(self, message: bytes, session: SpdmSession | None) -> bytes:
         assert session is not None  # by order
         operation = message[2]
         if operation not in set(KeyUpdate):
-            raise _RefusedError(ErrorCode.INVALID_REQUEST)
+            raise Refusal(ErrorCode.INVALID_REQUEST)
         if operation != KeyUpdate.VERIFY:
             session.update(of_requester=True)
         if operation == KeyUpdate.UPDATE_ALL:
@@ -597,7 +633,7 @@ class SpdmResponder:
         said = VendorDefined.decode(message, SpdmCode.VENDOR_DEFINED_REQUEST)
         answers = self._vendor.get((said.registry, said.vendor))
         if answers is None:
-            raise _RefusedError(ErrorCode.UNSUPPORTED_REQUEST, message[1])
+            raise Refusal(ErrorCode.UNSUPPORTED_REQUEST, message[1])
         payload = answers(None if session is None else session.id, said.payload)
         if payload is None:
             return None

@@ -11,6 +11,7 @@ import hmac
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from chamber.platform.spdm_chain import CertificateSlot, Chain, ChainError
+from chamber.platform.spdm_chunks import Assembly, Cutter
 from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, hash_of, sign, signature_algorithms, verify
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession
@@ -21,11 +22,13 @@ from chamber.wire.spdm import (
     NONCE_SIZE,
     ErrorCode,
     Portion,
+    Reader,
     SpdmCode,
     certificate_portion,
     head,
     message_size,
 )
+from chamber.wire.spdm_chunks import Chunk, ChunkAck, ChunkGet
 from chamber.wire.spdm_messages import (
     ALL_MEASUREMENTS,
     ChallengeAuth,
@@ -69,6 +72,7 @@ __all__ = ("SpdmRequester", "SpdmViolation")
 
 _T = TypeVar("_T")
 _KNOWN: Final = (0x14, 0x13, 0x12, 0x11)
+_PIECES_SINCE: Final = 0x12
 _MULTI_KEY_SINCE: Final = 0x13
 _MOST_ENCAPSULATED: Final = 80
 _OWN_SLOT: Final = 0
@@ -109,6 +113,8 @@ class SpdmRequester:
         sequence_size: bytes of a secured message's number that the transport has.
         identity: certificates of the guest's own, for devices that ask who it is; None for a guest without.
         multi_key: whether a device with several keys is to tell them apart (1.3).
+        transfer_size: bytes of a message that it takes at once.
+        largest: bytes of a message at all; what is larger than one end takes at once comes, and goes, in pieces (1.2).
 
     Attributes:
         suite: what the connection runs with; None before `connect`.
@@ -121,7 +127,8 @@ class SpdmRequester:
                  signatures: Collection[str] = tuple(ASYMMETRIC.values()),
                  exchanges: Collection[str] = tuple(EXCHANGES.values()),
                  aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False,
-                 sequence_size: int = 0, identity: CertificateSlot | None = None, multi_key: bool = False) -> None:
+                 sequence_size: int = 0, identity: CertificateSlot | None = None, multi_key: bool = False,
+                 transfer_size: int = 0x1200, largest: int = 0x1_0000) -> None:
         self._exchange = exchange
         self._random = random
         self._spoken = tuple(spoken)
@@ -135,6 +142,10 @@ class SpdmRequester:
             names = signature_algorithms(identity.key.public_key())
             self._offered["requester_asymmetric"] = _bits(ASYMMETRIC, names)
         self._multi_key = multi_key
+        self._transfer_size, self._largest = transfer_size, max(transfer_size, largest)
+        if self._largest > transfer_size:
+            self._flags |= Capability.CHUNK
+        self._transfers = 0
         self._told_apart = b""
         self.suite: Suite | None = None
         self.capabilities = Capabilities(0, Capability(0))
@@ -159,16 +170,56 @@ class SpdmRequester:
         if code != SpdmCode.GET_MEASUREMENTS:
             self._measured.pop(key, None)
         try:
-            if session is None:
-                answer = self._exchange(request, False)
-            else:
-                answer = session.open(self._exchange(session.seal(request), True))
+            cut = self._in_pieces and len(request) > self.capabilities.transfer_size
+            answer = self._send_pieces(request, session) if cut else self._once(request, session)
+            if self._in_pieces and answer[1:3] == bytes((SpdmCode.ERROR, ErrorCode.LARGE_RESPONSE)):
+                answer = self._fetch_pieces(answer, session)
             return self._read(answer, request, expected)
         except RecordError as error:
             self._lose(session)
             raise SpdmViolation(error.rule) from None
         except WireError as error:
             raise SpdmViolation(error.rule, error.detail) from None
+
+    def _once(self, request: bytes, session: SpdmSession | None) -> bytes:
+        if session is None:
+            return self._exchange(request, False)
+        return session.open(self._exchange(session.seal(request), True))
+
+    @property
+    def _in_pieces(self) -> bool:
+        both = self._flags & self.capabilities.flags & Capability.CHUNK
+        return bool(both) and self.capabilities.version >= _PIECES_SINCE
+
+    def _send_pieces(self, request: bytes, session: SpdmSession | None) -> bytes:
+        """Send what is too large for one piece; return the answer."""
+        self._transfers = self._transfers + 1 & 0xFF
+        cutter = Cutter(self._transfers, request, self.capabilities.transfer_size)
+        sequence = 0
+        while True:
+            chunk = cutter.piece(sequence)
+            sent = chunk.encode(request[0], SpdmCode.CHUNK_SEND)
+            ack = ChunkAck.decode(self._read(self._once(sent, session), sent, SpdmCode.CHUNK_SEND_ACK))
+            # Zeros behind it fill up whatever brought it.
+            early = not chunk.last and not ack.early and any(ack.answer)
+            if (ack.handle, ack.sequence) != (chunk.handle, sequence) or early:
+                raise SpdmViolation("a piece is acknowledged as it was sent")
+            if chunk.last or ack.early:
+                return ack.answer
+            sequence += 1
+
+    def _fetch_pieces(self, told: bytes, session: SpdmSession | None) -> bytes:
+        """Fetch an answer that is too large for one piece: no more of it than was agreed on."""
+        handle = Reader(told, SpdmCode.ERROR).number(1, "the handle")
+        assembly = Assembly(handle, self._largest)
+        sequence = 0
+        while True:
+            asked = ChunkGet(handle, sequence).encode(told[0])
+            answer = self._read(self._once(asked, session), asked, SpdmCode.CHUNK_RESPONSE)
+            whole = assembly.take(Chunk.decode(answer, SpdmCode.CHUNK_RESPONSE))
+            if whole is not None:
+                return whole
+            sequence += 1
 
     def _read(self, answer: bytes, request: bytes, expected: SpdmCode) -> bytes:
         if len(answer) < 4:
@@ -204,6 +255,7 @@ class SpdmRequester:
 
         """
         self.close()
+        self.capabilities = Capabilities(0, Capability(0))
         request = head(0x10, SpdmCode.GET_VERSION)
         answer = self._ask(request, SpdmCode.VERSION)
         spoken = self._decoded(lambda: parse_versions(answer))
@@ -220,7 +272,9 @@ class SpdmRequester:
         return self.suite
 
     def _take_capabilities(self, version: int) -> None:
-        request = Capabilities(version, self._flags).encode(SpdmCode.GET_CAPABILITIES)
+        most = self._largest if version >= _PIECES_SINCE else self._transfer_size
+        request = Capabilities(version, self._flags, transfer_size=self._transfer_size,
+                               message_size=most).encode(SpdmCode.GET_CAPABILITIES)
         answer = self._ask(request, SpdmCode.CAPABILITIES)
         self._negotiated += request + answer
         self.capabilities = self._decoded(lambda: Capabilities.decode(answer, SpdmCode.CAPABILITIES))
@@ -412,7 +466,7 @@ class SpdmRequester:
         self._check(chain, "key_exchange_rsp signing", transcript, made.signature)
         shared = ours.agree(made.exchange)
         if shared is None:
-            raise SpdmViolation("a public key is a point of its curve")
+            raise SpdmViolation("what a device gives to the key exchange is of its kind")
         session = SpdmSession(suite, asked.session_id | made.session_id << 16, shared, transcript + made.signature,
                               requester=True)
         self._add(session)
@@ -455,7 +509,8 @@ class SpdmRequester:
         if inner[1] == SpdmCode.GET_DIGESTS:
             return Digests(suite.version, {_OWN_SLOT: hash_of(suite.hash, chain)}).encode()
         offset, length = (int.from_bytes(inner[at:at + 2], "little") for at in (4, 6))
-        portion = chain[offset:offset + min(length, self.capabilities.transfer_size - 16)]
+        most = self.capabilities.message_size if self._in_pieces else self.capabilities.transfer_size
+        portion = chain[offset:offset + min(length, most - 16)]
         if inner[2] & 0xF != _OWN_SLOT or not portion:
             raise SpdmViolation("a device asks for a part of a certificate chain that there is")
         return certificate(suite.version, _OWN_SLOT, portion, len(chain) - offset - len(portion))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, mlkem, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import (
     Prehashed,
     decode_dss_signature,
@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 
     from chamber.wire.spdm_negotiation import Algorithms
 
-__all__ = ("Exchange", "Suite", "digest_size", "fits", "hash_of", "sign", "signature_algorithms", "signature_size",
-           "verify")
+__all__ = ("Exchange", "Suite", "answer_exchange", "digest_size", "fits", "hash_of", "sign", "signature_algorithms",
+           "signature_size", "verify")
 
 _CURVES: Final[dict[str, type[ec.EllipticCurve]]] = {
     "P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
 _COORDINATE: Final = {"P-256": 32, "P-384": 48, "P-521": 66}
+_LATTICE_SIGNATURES: Final = {"ML-DSA-44": 2420, "ML-DSA-65": 3309, "ML-DSA-87": 4627}
+"""Bytes of signatures (FIPS 204, table 2)."""
+_LatticeKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+_LatticePublicKey = mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+_Kem = tuple[type[mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey],
+             type[mlkem.MLKEM768PublicKey | mlkem.MLKEM1024PublicKey], int, int]
+_KEMS: Final[dict[str, _Kem]] = {
+    "ML-KEM-768": (mlkem.MLKEM768PrivateKey, mlkem.MLKEM768PublicKey, 1184, 1088),
+    "ML-KEM-1024": (mlkem.MLKEM1024PrivateKey, mlkem.MLKEM1024PublicKey, 1568, 1568)}
+"""Keys of encapsulations, bytes of a key, and of what a secret is encapsulated in (FIPS 203, table 3)."""
 _PREFIX: Final = 64
 _CONTEXT: Final = 36
 
@@ -43,6 +53,8 @@ def signature_size(name: str) -> int:
     """Bytes of a signature."""
     if name in _COORDINATE:
         return 2 * _COORDINATE[name]
+    if name in _LATTICE_SIGNATURES:
+        return _LATTICE_SIGNATURES[name]
     return 64 if name == "Ed25519" else int(name.rpartition("-")[2]) // 8
 
 
@@ -83,9 +95,10 @@ class Suite:
     @property
     def agreed(self) -> Agreed:
         """What lengths of messages depend on."""
-        return Agreed(digest_size(self.hash), 2 * _COORDINATE.get(self.exchange, 0),
+        given, taken = _exchange_sizes(self.exchange)
+        return Agreed(digest_size(self.hash), given,
                       signature_size(self.asymmetric) if self.asymmetric else 0, self.clear_handshake, self.multi_key,
-                      signature_size(self.requester_asymmetric) if self.requester_asymmetric else 0)
+                      signature_size(self.requester_asymmetric) if self.requester_asymmetric else 0, taken)
 
 
 # Signatures.
@@ -97,6 +110,8 @@ def signature_algorithms(key: PublicKeyTypes) -> tuple[str, ...]:
         return tuple(name for name, curve in _CURVES.items() if isinstance(key.curve, curve))
     if isinstance(key, ed25519.Ed25519PublicKey):
         return ("Ed25519",)
+    if isinstance(key, _LatticePublicKey):
+        return (f"ML-DSA-{type(key).__name__.removeprefix('MLDSA').removesuffix('PublicKey')}",)
     if isinstance(key, rsa.RSAPublicKey):
         return tuple(f"{scheme}-{key.key_size}" for scheme in ("RSAPSS", "RSASSA"))
     return ()
@@ -141,6 +156,8 @@ def sign(key: PrivateKeyTypes, name: str, suite: Suite, context: str, transcript
         return first.to_bytes(size, "big") + second.to_bytes(size, "big")
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return key.sign(message)
+    if isinstance(key, _LatticeKey):
+        return key.sign(message, f"{role}-{context}".encode())
     if isinstance(key, rsa.RSAPrivateKey):
         return key.sign(message, _padding(name, suite), how)
     raise ValueError(f"no key of {name}")
@@ -161,6 +178,9 @@ def verify(key: PublicKeyTypes, name: str, suite: Suite, context: str, transcrip
             key.verify(encoded, message, ec.ECDSA(how))
         elif isinstance(key, ed25519.Ed25519PublicKey):
             key.verify(signature, message)
+        elif isinstance(key, _LatticePublicKey):
+            # What a signature is for is said twice: in what is signed, and by the algorithm's own context (1.4).
+            key.verify(signature, message, f"{role}-{context}".encode())
         elif isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, message, _padding(name, suite), how)
     except (InvalidSignature, ValueError):
@@ -178,31 +198,57 @@ def _padding(name: str, suite: Suite) -> padding.AsymmetricPadding:
 # Key exchanges.
 
 
+def _exchange_sizes(name: str) -> tuple[int, int]:
+    """Bytes that a requester gives to an exchange, and that a responder gives; 0 of none."""
+    if name in _KEMS:
+        return _KEMS[name][2:]
+    return (2 * _COORDINATE.get(name, 0),) * 2
+
+
 class Exchange:
-    """One end of a key exchange, good for once.
+    """A requester's end of a key exchange, good for once.
 
     Args:
         name: of the exchange.
 
     Attributes:
-        public: what the other end gets: both coordinates.
+        public: what the other end gets: both coordinates of a point, or a key to encapsulate a secret with.
 
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._key: ec.EllipticCurvePrivateKey | None = ec.generate_private_key(_CURVES[name]())
-        point = self._key.public_key().public_bytes(serialization.Encoding.X962,
-                                                    serialization.PublicFormat.UncompressedPoint)
-        self.public = point[1:]
+        self._key: ec.EllipticCurvePrivateKey | mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey | None
+        if name in _KEMS:
+            self._key = _KEMS[name][0].generate()
+            self.public = self._key.public_key().public_bytes_raw()
+        else:
+            self._key = ec.generate_private_key(_CURVES[name]())
+            self.public = self._key.public_key().public_bytes(serialization.Encoding.X962,
+                                                              serialization.PublicFormat.UncompressedPoint)[1:]
 
     def agree(self, other: bytes) -> bytearray | None:
-        """Return the shared secret; None where the other end's key is no point of the curve. It can't be used again."""
+        """Return the shared secret; None where what the other end gave is none. It can't be used again."""
         key, self._key = self._key, None
         if key is None:
             return None
         try:
-            point = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[self._name](), b"\x04" + other)
-            return bytearray(key.exchange(ec.ECDH(), point))
+            if isinstance(key, ec.EllipticCurvePrivateKey):
+                point = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[self._name](), b"\x04" + other)
+                return bytearray(key.exchange(ec.ECDH(), point))
+            return bytearray(key.decapsulate(other))
         except ValueError:
             return None
+
+
+def answer_exchange(name: str, other: bytes) -> tuple[bytes, bytearray] | None:
+    """Answer a requester's end: return what it gets, and the shared secret; None where it gave nothing to answer."""
+    if name in _KEMS:
+        try:
+            secret, capsule = _KEMS[name][1].from_public_bytes(other).encapsulate()
+        except ValueError:
+            return None
+        return capsule, bytearray(secret)
+    ours = Exchange(name)
+    shared = ours.agree(other)
+    return None if shared is None else (ours.public, shared)

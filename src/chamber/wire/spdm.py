@@ -32,6 +32,8 @@ class SpdmCode(enum.IntEnum):
     CERTIFICATE = 0x02
     CHALLENGE_AUTH = 0x03
     VERSION = 0x04
+    CHUNK_SEND_ACK = 0x05
+    CHUNK_RESPONSE = 0x06
     MEASUREMENTS = 0x60
     CAPABILITIES = 0x61
     ALGORITHMS = 0x63
@@ -50,6 +52,8 @@ class SpdmCode(enum.IntEnum):
     GET_CERTIFICATE = 0x82
     CHALLENGE = 0x83
     GET_VERSION = 0x84
+    CHUNK_SEND = 0x85
+    CHUNK_GET = 0x86
     GET_MEASUREMENTS = 0xE0
     GET_CAPABILITIES = 0xE1
     NEGOTIATE_ALGORITHMS = 0xE3
@@ -78,6 +82,7 @@ class ErrorCode(enum.IntEnum):
     SESSION_REQUIRED = 0x0B
     RESPONSE_TOO_LARGE = 0x0D
     REQUEST_TOO_LARGE = 0x0E
+    LARGE_RESPONSE = 0x0F
     VERSION_MISMATCH = 0x41
     REQUEST_RESYNCH = 0x43
 
@@ -108,11 +113,12 @@ class Agreed:
 
     Attributes:
         hash_size: bytes of a hash.
-        exchange_size: bytes of a public key of the key exchange.
+        exchange_size: bytes of what a requester gives to the key exchange.
         signature_size: bytes of a responder's signature.
         clear_handshake: whether FINISH travels in the clear, so that the answer to the key exchange proves nothing yet.
         multi_key: whether a responder's keys are told apart (1.3).
         requester_signature_size: bytes of a requester's signature.
+        answer_size: bytes of what a responder gives to the key exchange; 0 for as many as the requester.
 
     """
 
@@ -122,6 +128,12 @@ class Agreed:
     clear_handshake: bool = False
     multi_key: bool = False
     requester_signature_size: int = 0
+    answer_size: int = 0
+
+    @property
+    def exchanged(self) -> int:
+        """Bytes of what a responder gives to the key exchange."""
+        return self.answer_size or self.exchange_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +218,7 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
         case SpdmCode.CERTIFICATE:
             return _certificate(data)[1]
         case _ if code in _ENCAPSULATING:
-            if code == SpdmCode.ENCAPSULATED_RESPONSE_ACK:
-                reader.skip(4 if version >= 0x12 else 0, "the request that is acknowledged")
-            reader.skip(_inner_size(data[reader.at:], code, data[3], agreed), "what is encapsulated")
+            _encapsulated(reader, code, agreed)
         case SpdmCode.CHALLENGE | SpdmCode.GET_MEASUREMENTS:
             nonce = NONCE_SIZE if code == SpdmCode.CHALLENGE else (NONCE_SIZE + 1) * (first & 1)
             reader.skip(nonce + (CONTEXT_SIZE if version >= 0x13 else 0), "the nonce")
@@ -216,13 +226,32 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
             reader.skip(2, "the registry")
             reader.counted("the vendor's id", 1)
             reader.counted("the payload")
-        case SpdmCode.ERROR:
-            reader.skip(len(data) - _HEAD, "the error's data")
+        case SpdmCode.CHUNK_SEND | SpdmCode.CHUNK_RESPONSE | SpdmCode.CHUNK_GET:
+            _piece(reader, code)
+        case SpdmCode.ERROR | SpdmCode.CHUNK_SEND_ACK:
+            reader.skip(len(data) - _HEAD, "what follows")
         case _:
             if agreed is None or code not in set(SpdmCode):
                 raise WireError("a message has a code that was agreed on how to read", spec=_SPEC, detail=f"{code:#x}")
             _agreed(reader, SpdmCode(code), agreed, request)
     return reader.at
+
+
+def _piece(reader: Reader, code: int) -> None:
+    """Go over a piece of a message, or the question for one."""
+    sequence = reader.number(2, "the number of the piece")
+    if code != SpdmCode.CHUNK_GET:
+        reader.skip(2, "what is reserved")
+        size = reader.number(4, "the size of the piece")
+        reader.skip((0 if sequence else 4) + size, "the piece")
+
+
+def _encapsulated(reader: Reader, code: int, agreed: Agreed | None) -> None:
+    """Go over a message that is around another one."""
+    data = reader.data
+    if code == SpdmCode.ENCAPSULATED_RESPONSE_ACK:
+        reader.skip(4 if data[0] >= 0x12 else 0, "the request that is acknowledged")
+    reader.skip(_inner_size(data[reader.at:], code, data[3], agreed), "what is encapsulated")
 
 
 def _inner_size(inner: bytes, code: int, kind: int, agreed: Agreed | None) -> int:
@@ -298,7 +327,7 @@ def _answer(reader: Reader, agreed: Agreed, request: bytes) -> None:
     """Go over KEY_EXCHANGE_RSP up to its signature; whether a summary of measurements is in it, the request says."""
     if request[1:2] != bytes((SpdmCode.KEY_EXCHANGE,)):
         raise WireError("an answer to a key exchange is read beside its request", spec=_SPEC)
-    reader.skip(4 + _RANDOM + agreed.exchange_size, "the key")
+    reader.skip(4 + _RANDOM + agreed.exchanged, "the key")
     if request[2:3] != b"\0":
         reader.skip(agreed.hash_size, "the summary of measurements")
     reader.skip(reader.number(2, "the length of opaque data"), "opaque data")

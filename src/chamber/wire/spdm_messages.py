@@ -437,7 +437,7 @@ class KeyExchangeAnswer:
         """
         reader = Reader(data, SpdmCode.KEY_EXCHANGE_RSP)
         session_id, mutual, slot = (reader.number(size, "the session's id") for size in (2, 1, 1))
-        random, exchange = reader.take(NONCE_SIZE, "random bytes"), reader.take(agreed.exchange_size, "the key")
+        random, exchange = reader.take(NONCE_SIZE, "random bytes"), reader.take(agreed.exchanged, "the key")
         measured = reader.take(agreed.hash_size if summary else 0, "the summary")
         opaque = reader.counted("opaque data")
         signature = reader.take(agreed.signature_size, "the signature")

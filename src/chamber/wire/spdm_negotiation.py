@@ -15,6 +15,7 @@ __all__ = (
     "EXCHANGES",
     "HASHES",
     "MEASUREMENT_HASHES",
+    "POST_QUANTUM",
     "Algorithms",
     "Capabilities",
     "Capability",
@@ -27,18 +28,25 @@ _SPEC: Final = "DSP0274, 10"
 _LEAST_TRANSFER: Final = 42
 _MOST_TABLES: Final = 8
 _FIXED: Final = 0x20
+_LOW: Final = 0xFFFFFFFF
 """A table's bits take two bytes, and no external algorithms follow."""
 _DMTF: Final = 1
 _KEY_SCHEDULE: Final = 1
 
 HASHES: Final = {1: "SHA-256", 2: "SHA-384", 4: "SHA-512", 8: "SHA3-256", 0x10: "SHA3-384", 0x20: "SHA3-512"}
 """Hash algorithms by their bit."""
+POST_QUANTUM: Final = 32
+"""Bits of post-quantum algorithms, which have fields of their own (1.4), stand behind those of the others here: of each
+kind an end chooses one, of whichever."""
+_POST_QUANTUM_SINCE: Final = 0x14
 ASYMMETRIC: Final = {
     0x1: "RSASSA-2048", 0x2: "RSAPSS-2048", 0x4: "RSASSA-3072", 0x8: "RSAPSS-3072", 0x10: "P-256", 0x20: "RSASSA-4096",
-    0x40: "RSAPSS-4096", 0x80: "P-384", 0x100: "P-521", 0x400: "Ed25519"}
+    0x40: "RSAPSS-4096", 0x80: "P-384", 0x100: "P-521", 0x400: "Ed25519",
+    1 << POST_QUANTUM: "ML-DSA-44", 2 << POST_QUANTUM: "ML-DSA-65", 4 << POST_QUANTUM: "ML-DSA-87"}
 """Signature algorithms by their bit, of responders and requesters alike."""
-EXCHANGES: Final = {0x8: "P-256", 0x10: "P-384", 0x20: "P-521"}
-"""Key exchanges by their bit."""
+EXCHANGES: Final = {0x8: "P-256", 0x10: "P-384", 0x20: "P-521", 2 << POST_QUANTUM: "ML-KEM-768",
+                    4 << POST_QUANTUM: "ML-KEM-1024"}
+"""Key exchanges, and encapsulations of keys, by their bit."""
 AEADS: Final = {1: "AES-128-GCM", 2: "AES-256-GCM", 4: "CHACHA20_POLY1305"}
 """Ciphers by their bit."""
 MEASUREMENT_HASHES: Final = {0x2: "SHA-256", 0x4: "SHA-384", 0x8: "SHA-512", 0x10: "SHA3-256", 0x20: "SHA3-384",
@@ -118,7 +126,8 @@ class Capabilities:
 
     def encode(self, code: SpdmCode) -> bytes:
         """Return its bytes."""
-        body = head(self.version, code) + bytes((0, self.exponent, 0, 0)) + int(self.flags).to_bytes(4, "little")
+        flags = self.flags if self.version >= 0x12 else self.flags & ~Capability.CHUNK
+        body = head(self.version, code) + bytes((0, self.exponent, 0, 0)) + int(flags).to_bytes(4, "little")
         if self.version >= 0x12:
             body += self.transfer_size.to_bytes(4, "little") + self.message_size.to_bytes(4, "little")
         return body
@@ -173,8 +182,11 @@ class Algorithms:
 
     def _tables(self) -> bytes:
         # Stock ends expect all four, also where nothing was chosen.
-        chosen = ((2, self.exchange), (3, self.aead), (4, self.requester_asymmetric),
-                  (5, _KEY_SCHEDULE if self.exchange or self.aead else 0))
+        chosen = [(2, self.exchange & _LOW), (3, self.aead), (4, self.requester_asymmetric & _LOW),
+                  (5, _KEY_SCHEDULE if self.exchange or self.aead else 0)]
+        if self.version >= _POST_QUANTUM_SINCE:
+            later = ((6, self.requester_asymmetric >> POST_QUANTUM), (7, self.exchange >> POST_QUANTUM))
+            chosen += [(kind, bits) for kind, bits in later if bits]
         return b"".join(bytes((kind, _FIXED)) + bits.to_bytes(2, "little") for kind, bits in chosen)
 
     def encode(self, code: SpdmCode) -> bytes:
@@ -187,7 +199,9 @@ class Algorithms:
                                                     int(self.other) if self.version >= 0x12 else 0))
         if answer:
             body += self.measurement_hash.to_bytes(4, "little")
-        body += self.asymmetric.to_bytes(4, "little") + self.hash.to_bytes(4, "little")
+        body += (self.asymmetric & _LOW).to_bytes(4, "little") + self.hash.to_bytes(4, "little")
+        if self.version >= _POST_QUANTUM_SINCE:
+            body += (self.asymmetric >> POST_QUANTUM).to_bytes(4, "little")
         return bytes(body.ljust(size - len(tables), b"\0") + tables)
 
     @classmethod
@@ -206,7 +220,8 @@ class Algorithms:
         specification, other = reader.number(1, "the form of measurements"), reader.number(1, "other parameters")
         measurement_hash = reader.number(4, "the measurements' hash") if answer else 0
         asymmetric, hashes = reader.number(4, "signatures"), reader.number(4, "hashes")
-        reader.skip(12, "what is reserved")
+        later = reader.number(4, "post-quantum signatures")
+        reader.skip(8, "what is reserved")
         external = reader.number(1, "external signatures") + reader.number(1, "external hashes")
         reader.skip(2, "what is reserved")
         reader.skip(4 * external, "external algorithms")
@@ -216,5 +231,10 @@ class Algorithms:
             size, more = count >> 4, count & 0xF
             found[kind] = reader.number(size, "its algorithms")
             reader.skip(4 * more, "its external algorithms")
-        return cls(data[0], asymmetric, hashes, found.get(2, 0), found.get(3, 0), found.get(4, 0), measurement_hash,
+        exchange, requester = found.get(2, 0), found.get(4, 0)
+        if data[0] >= _POST_QUANTUM_SINCE:
+            asymmetric |= later << POST_QUANTUM
+            requester |= found.get(6, 0) << POST_QUANTUM
+            exchange |= found.get(7, 0) << POST_QUANTUM
+        return cls(data[0], asymmetric, hashes, exchange, found.get(3, 0), requester, measurement_hash,
                    bool(specification & _DMTF), OtherParameter(other if data[0] >= 0x12 else 0))
