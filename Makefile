@@ -8,12 +8,12 @@ ONLY   ?=
 
 # What a run needs, and what tests need besides; see docs/dependencies.md.
 RUN_PACKAGES  := python3-venv user-mode-linux
-TEST_PACKAGES := afl++ chromium e2fsprogs fio iproute2 iputils-ping ipxe-qemu qemu-system-common qemu-system-x86 seabios tshark
+TEST_PACKAGES := afl++ chromium cpio e2fsprogs fio iproute2 iputils-ping ipxe-qemu qemu-system-common qemu-system-x86 seabios tshark
 
 # What building a kernel needs.
 KERNEL_PACKAGES := bc binutils bison coccinelle flex gcc libc6-dev patch perl xz-utils
 
-# Tests of what runs in the test's own process: side by side. What has kernels, sockets or a browser runs alone.
+# Tests of what runs in the test's own process, for any of two workers; what has kernels or a browser, file by file.
 MODEL_TESTS := tests/attacks tests/device tests/guest tests/host tests/lab/test_model.py tests/lab/test_model_hosted.py \
                tests/platform tests/wire
 QUICK       := not slow and not kernel and not qemu
@@ -38,7 +38,7 @@ assess: setup
 
 test: setup-test
 	@$(BIN)/python -m pytest -q -n 2 -m '$(QUICK)' $(MODEL_TESTS)
-	@$(BIN)/python -m pytest -q -m '$(QUICK)' $(MODEL_TESTS:%=--ignore=%)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(QUICK)' $(MODEL_TESTS:%=--ignore=%)
 
 test-kernel: setup-test
 	@scripts/debian-packages $(KERNEL_PACKAGES)

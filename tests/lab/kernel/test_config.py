@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    (tmp_path / "Kconfig").write_text("config KASAN\n\tbool\nmenuconfig NET\n\tbool\nconfig VIRTIO_NET\n\ttristate\n")
+    (tmp_path / "Kconfig").write_text('config KASAN\n\tbool "a"\nmenuconfig NET\n\tbool "b"\n'
+                                      'config PCI_DOE\n\tbool\nconfig VIRTIO_NET\n\ttristate "c"\n\tdepends on NET\n')
     return tmp_path
 
 
@@ -43,6 +44,12 @@ def test_each_device_type_has_a_driver_under_test() -> None:
 def test_what_the_tree_has_and_the_result_has_not_is_named(tree: Path) -> None:
     assert missing(tree, PLAIN, "CONFIG_NET=y\nCONFIG_VIRTIO_NET=m\n") == []
     assert missing(tree, PLAIN, "CONFIG_NET=y\n# CONFIG_VIRTIO_NET is not set\n") == ["CONFIG_VIRTIO_NET=m"]
+
+
+def test_what_can_not_be_chosen_is_not_missed(tree: Path) -> None:
+    kconfig = tree / "Kconfig"
+    kconfig.write_text(kconfig.read_text().replace("config PCI_DOE\n\tbool", 'config PCI_DOE\n\tbool "d"'))
+    assert missing(tree, PLAIN, "CONFIG_NET=y\nCONFIG_VIRTIO_NET=m\n") == ["CONFIG_PCI_DOE=y"]
 
 
 def test_a_sanitizer_that_was_left_out_is_an_error(tree: Path) -> None:

@@ -93,6 +93,7 @@ def test_what_does_not_apply_is_told_and_leaves_the_tree_alone(tree: Path, text:
     assert contents(tree) == CONTENT
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(shutil.which("spatch") is None, reason="no coccinelle")
 def test_a_semantic_patch_changes_the_files_that_it_names(tree: Path) -> None:
     path = tree.parent / "more.cocci"
