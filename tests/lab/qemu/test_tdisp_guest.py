@@ -35,7 +35,8 @@ class Guest:
         self._loop = EventLoop()
         self._guest = QemuGuest(program, kernel, self._loop, [DeviceType.BLOCK], self._never, options=kernel.options,
                                 accelerator=find_accelerator(program, kernel),
-                                imports=("chamber.cli.main", "chamber.cli.tdisp"))
+                                imports=("chamber.cli.main", "chamber.cli.tdisp",
+                                         "cryptography.hazmat.backends.openssl.backend"))
         self.address = str(self._guest.platform[DeviceType.BLOCK])
 
     @staticmethod
@@ -98,6 +99,11 @@ def test_linuxs_own_driver_gets_the_disk_after_a_good_report(plugged: Guest) -> 
     assert plugged.disk.device.state is State.RUN
     # The host reaches none of it any more: what it reads of the registers has all bits set.
     assert plugged.disk.device.tdi.read_bar(0, 0, 4) == b"\xff" * 4
+
+
+def test_the_kernels_own_code_has_asked_the_mailbox_what_it_takes(plugged: Guest) -> None:
+    asked = [line for line in plugged.disk.lines if line.startswith("object")]
+    assert asked == ["object of vendor 0x1, type 0, 4 bytes: 4 bytes"] * 3
 
 
 @pytest.mark.parametrize(("spoil", "why"), SPOILT,

@@ -20,7 +20,7 @@ import chamber
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ("INIT", "cpio", "python_path", "write_initramfs")
 
@@ -47,7 +47,7 @@ def python_path() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _needed(imports: Iterable[str]) -> Iterator[Path]:
+def _needed(imports: Sequence[str]) -> Iterator[Path]:
     """Files of the interpreter, of its libraries, of the agent, and of further modules."""
     python = Path(os.path.realpath(sys.executable))
     try:
@@ -64,6 +64,9 @@ def _needed(imports: Iterable[str]) -> Iterator[Path]:
             binaries.append(Path(file))
     yield python
     yield from _libraries(binaries)
+    if imports:  # what belongs to Chamber's modules, and is none
+        yield from (path for path in Path(chamber.__file__).resolve().parent.rglob("*")
+                    if path.is_file() and path.suffix not in {".py", ".pyc"})
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
@@ -73,7 +76,7 @@ def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
 
 
 def write_initramfs(path: Path, modules: Iterable[Path], shell: Path, arguments: Iterable[str],
-                    programs: Iterable[Path] = (), imports: Iterable[str] = ()) -> None:
+                    programs: Iterable[Path] = (), imports: Sequence[str] = ()) -> None:
     """Write the archive.
 
     Args:
