@@ -21,7 +21,7 @@ from chamber.wire.doe import MAILBOX, PCI_SIG, DataObject, DoeType
 from chamber.wire.errors import WireError
 from chamber.wire.pci import HEADER
 from chamber.wire.tlp import MemoryRead, MemoryWrite, decode_packet
-from chamber.wire.virtio_pci import COMMON, CapabilityType
+from chamber.wire.virtio_pci import COMMON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,10 +144,6 @@ class Hypervisor:
             virtio.function.write_config(at, bytes(self.virtio.function.config[at:at + 4]))
         virtio.function.write_config(HEADER["command"].offset, bytes(self.virtio.function.config[4:6]))
         self._plug(virtio, device)
-
-    def log(self, line: str) -> None:
-        """Add a line to the device's transcript."""
-        self.virtio.log(line)
 
     # Configuration space.
 
@@ -294,14 +290,6 @@ class Hypervisor:
     def working(self) -> AbstractContextManager[None]:
         """What is around anything that has the device do its work."""
         return nullcontext() if self.device is None or self.device.link is None else self.device.link.working()
-
-    def inject(self, packet: bytes) -> bytes | None:
-        """Put a packet of its own on the link towards the device."""
-        return None if self.device is None or self.device.link is None else self.device.link.deliver(packet)
-
-    def has(self, kind: CapabilityType) -> bool:
-        """Whether the function shows a capability of virtio's."""
-        return kind in self.virtio.capabilities
 
 
 class _Watched:
