@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chamber.device.catalogue import TYPES, make_device
-from chamber.device.spdm_identity import make_slot
+from chamber.device.spdm_identity import Maker, make_slot
 from chamber.device.tdi import PLACES
 from chamber.device.trusted_function import TrustedFunction
 from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, VirtioPci
@@ -180,6 +180,17 @@ def test_a_root_that_nobody_knows() -> None:
     assert "none that is trusted" in World().refuses("certificates", policy(roots="0" * 64))
 
 
+def test_a_device_that_is_none_of_those_that_are_named() -> None:
+    maker = Maker()
+    named, other = maker.make_slot("named"), maker.make_slot("other")
+    text = policy(roots=fingerprint(named))
+    own = named.certificates[-1].fingerprint(hashes.SHA256())
+    assert World(slot=other).verifier(text).attest().function is not None
+    assert World(slot=named).verifier(replace(text, certificates=frozenset({own}))).attest().function is not None
+    assert "none that is named" in World(slot=other).refuses(
+        "certificates", replace(text, certificates=frozenset({own})))
+
+
 def test_certificates_of_another_time() -> None:
     assert "not valid now" in World().refuses("certificates", now=NOW + timedelta(days=365 * 30))
 
@@ -323,6 +334,7 @@ _HEAD = f'schema = "chamber-trust/1"\nroots = ["{"0" * 64}"]\n'
     ('schema = "chamber-trust/1"\nroots = ["zz"]', "no hash"),
     (_HEAD + 'least-version = "1.0"', "1.1 to 1.4"),
     (_HEAD + 'word = 1', "word"),
+    (_HEAD + '[device]\ncertificates = []', "at least one"), (_HEAD + '[device]\ncertificates = ["zz"]', "no hash"),
     (_HEAD + 'complete = 1', "true or false"),
     (_HEAD + '[[measurement]]\nindex = 0', "1 to 254"),
     (_HEAD + '[[measurement]]\nindex = 1\ntype = "x"', "type is one of"),

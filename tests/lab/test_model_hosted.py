@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from chamber.assess.plan import baseline_of, make_plan, scenario_of
 from chamber.assess.verdict import FAILURES, Verdict, judge
 from chamber.attacks.attack import TRUSTED, UNTRUSTED
 from chamber.attacks.catalogue import catalogue, find
 from chamber.guest import profile as guest_profile
+from chamber.lab import model_hosted
 from chamber.lab.model import ModelTarget
 
 if TYPE_CHECKING:
@@ -95,6 +98,15 @@ def test_measured_and_locked_together_hold_all_but_another_device_of_the_same_ma
     verdict, observation = _judged(name, "tdisp-virtio")
     assert observation.strikes, "the attack did not get to act"
     assert (verdict in FAILURES) == (name == "device-sibling"), observation.evidence
+
+
+def test_a_policy_that_names_the_device_keeps_others_of_its_make_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = model_hosted._policy
+    own = model_hosted._identity("disk").certificates[-1].fingerprint(hashes.SHA256())
+    monkeypatch.setattr(model_hosted, "_policy", lambda *about: replace(usual(*about), certificates=frozenset({own})))
+    verdict, observation = _judged("device-sibling", "tdisp-virtio")
+    assert verdict is Verdict.HELD
+    assert any("none that is named" in refusal for refusal in observation.refusals)
 
 
 def test_a_link_that_was_meddled_with_is_why_the_guest_stops() -> None:

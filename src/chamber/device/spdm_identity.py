@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
-__all__ = ("KEY_KINDS", "make_slot")
+__all__ = ("KEY_KINDS", "Maker", "make_slot")
 
 _DAY: Final = timedelta(days=1)
 _YEARS: Final = 20 * 365 * _DAY
@@ -38,20 +38,37 @@ def _name(text: str) -> x509.Name:
                       x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
+class Maker:
+    """Whoever makes devices: a root, and an issuer of their certificates.
+
+    Args:
+        kind: of keys: one of `KEY_KINDS`.
+
+    """
+
+    def __init__(self, kind: str = "P-384") -> None:
+        self._kind = kind
+        self._now = datetime.now(UTC)
+        (root, top), (self._name, self._key) = ((_name(text), KEY_KINDS[kind]()) for text in ("root", "issuer"))
+        self._above = (_certificate(root, top, root, top, self._now, depth=1),
+                       _certificate(self._name, self._key, root, top, self._now, depth=0))
+
+    def make_slot(self, name: str = "device") -> CertificateSlot:
+        """Make the identity of a device, with a name."""
+        key = KEY_KINDS[self._kind]()
+        own = _certificate(_name(name), key, self._name, self._key, self._now, depth=None)
+        return CertificateSlot((*self._above, own), key)
+
+
 def make_slot(kind: str = "P-384", *, name: str = "device") -> CertificateSlot:
-    """Make an identity.
+    """Make an identity of a maker that makes no other.
 
     Args:
         kind: of keys: one of `KEY_KINDS`.
         name: of the device.
 
     """
-    now = datetime.now(UTC)
-    (root, top), (issuer, middle) = ((_name(text), KEY_KINDS[kind]()) for text in ("root", "issuer"))
-    key = KEY_KINDS[kind]()
-    return CertificateSlot((_certificate(root, top, root, top, now, depth=1),
-                            _certificate(issuer, middle, root, top, now, depth=0),
-                            _certificate(_name(name), key, issuer, middle, now, depth=None)), key)
+    return Maker(kind).make_slot(name)
 
 
 def _certificate(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, issuer: x509.Name,

@@ -81,6 +81,7 @@ class TrustPolicy:
         least_version: of SPDM.
         measurements: rules; a measurement that has none is not looked at.
         complete: whether there may be no measurement without a rule.
+        certificates: fingerprints (SHA-256) of devices' own certificates; empty for all of the makers'.
         type: virtio type of the device; None for any.
         guarantees: what the device must undertake.
         must: feature bits that it must offer.
@@ -93,6 +94,7 @@ class TrustPolicy:
     least_version: int = 0x12
     measurements: tuple[MeasurementRule, ...] = ()
     complete: bool = False
+    certificates: frozenset[bytes] = frozenset()
     type: DeviceType | None = None
     guarantees: Guarantee = field(default=REQUIRED)
     must: int = 0
@@ -147,7 +149,11 @@ def parse_trust(text: str, name: str) -> TrustPolicy:
     if len({rule.index for rule in rules}) != len(rules):
         raise PolicyError(f"{name}: a measurement has one rule")
     device = one_table(top.get("device", {}), f"{name}: device")
-    known_keys(device, ("type", "guarantees", "features"), f"{name}: device")
+    known_keys(device, ("type", "certificates", "guarantees", "features"), f"{name}: device")
+    where = f"{name}: device.certificates"
+    own = frozenset(_hex(text, where, frozenset({64})) for text in texts_of(device.get("certificates", []), where))
+    if "certificates" in device and not own:
+        raise PolicyError(f"{where} has at least one fingerprint")
     kind = type_of(device["type"], f"{name}: device") if "type" in device else None
     features = one_table(device.get("features", {}), f"{name}: device.features")
     known_keys(features, ("must", "must-not"), f"{name}: device.features")
@@ -156,7 +162,7 @@ def parse_trust(text: str, name: str) -> TrustPolicy:
     bits = [0 if kind is None else features_of(kind, features.get(key, []), f"{name}: device.features.{key}")
             for key in ("must", "must-not")]
     return TrustPolicy(text_of(top.get("name", name), f"{name}: name"), roots, 0x10 | int(spoken[1]), rules, complete,
-                       kind, _guarantees(device, name), *bits)
+                       own, kind, _guarantees(device, name), *bits)
 
 
 def _guarantees(device: dict[str, Any], name: str) -> Guarantee:

@@ -216,6 +216,10 @@ class Verifier:
             root = chain.certificates[0].fingerprint(hashes.SHA256())
             if not chain.has_root or root not in policy.roots:
                 self._fail("certificates", f"the root {root.hex()} is none that is trusted")
+            own = chain.certificates[-1].fingerprint(hashes.SHA256())
+            if policy.certificates and own not in policy.certificates:
+                # A maker makes more than one: another of its devices proves itself as well.
+                self._fail("certificates", f"the device's own certificate {own.hex()} is none that is named")
             if not chain.valid_at(self._now):
                 self._fail("certificates", "a certificate is not valid now")
             self.seen.chain = chain

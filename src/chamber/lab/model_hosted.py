@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.hazmat.primitives import hashes
 
 from chamber.device.link_dma import LinkDma
-from chamber.device.spdm_identity import make_slot
+from chamber.device.spdm_identity import Maker
 from chamber.device.tdi import Doors
 from chamber.device.trusted_function import TrustedFunction
 from chamber.device.virtio_pci import VirtioPci
@@ -43,22 +43,29 @@ __all__ = ("join_hosted",)
 
 _FUNCTION: Final = FunctionId(0x0100)
 _STREAM: Final = 3
+_OWN: Final = "disk"
+_SIBLING: Final = "another disk"
 _VERSION: Final = 7
 _FIRMWARE: Final = (Measurement(1, MeasurementType.ROM, b"boot"), Measurement(2, MeasurementType.FIRMWARE, b"firmware"),
                     Measurement(3, MeasurementType.SECURE_VERSION, _VERSION.to_bytes(8, "little")))
 
 
 @cache
-def _identity() -> CertificateSlot:
+def _maker() -> Maker:
     """Return one for all runs of a process: making keys takes longer than a run."""
-    return make_slot(name="disk")
+    return Maker()
+
+
+@cache
+def _identity(name: str) -> CertificateSlot:
+    return _maker().make_slot(name)
 
 
 def _policy(trust: Trust, virtio: VirtioPci) -> TrustPolicy:
     *code, version = _FIRMWARE
     rules = (*(MeasurementRule(block.index, MeasurementType(block.type), frozenset({hash_of("SHA-384", block.value)}))
                for block in code), MeasurementRule(version.index, MeasurementType.SECURE_VERSION, least=_VERSION))
-    return TrustPolicy("model", frozenset({_identity().certificates[0].fingerprint(hashes.SHA256())}),
+    return TrustPolicy("model", frozenset({_identity(_OWN).certificates[0].fingerprint(hashes.SHA256())}),
                        measurements=rules, complete=True, type=virtio.device.type,
                        guarantees=REQUIRED if Trust.CLOSED in trust else Guarantee.RESET_BY_LOCK)
 
@@ -137,9 +144,9 @@ class _Site:
             return virtio, None
         dma = LinkDma(host.up, requester=int(_FUNCTION))
         trusted = TrustedFunction(
-            virtio, _identity(), shared=host.shared, private=dma, measurements=lambda: host.firmware,
-            routing_id=int(_FUNCTION), stream_id=_STREAM, described=Trust.REPORTED in self._trust,
-            open_doors=_doors(self._trust))
+            virtio, _identity(_OWN if virtio is self._virtio else _SIBLING), shared=host.shared, private=dma,
+            measurements=lambda: host.firmware, routing_id=int(_FUNCTION), stream_id=_STREAM,
+            described=Trust.REPORTED in self._trust, open_doors=_doors(self._trust))
         assert trusted.link is not None
         dma.stream, trusted.link.working = trusted.stream, dma.working
         device.schedule = partial(_later, machine, dma)
