@@ -6,11 +6,14 @@ import os
 import shutil
 import stat
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from chamber.lab.qemu.initramfs import INIT, cpio, write_initramfs
+from chamber.lab.qemu.initramfs import INIT, cpio, python_path, write_initramfs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _read(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
@@ -46,12 +49,13 @@ def test_the_ordinary_tool_reads_it() -> None:
     assert said.decode().split() == ["a", "proc", "a/b"]
 
 
-def test_the_agent_starts_from_what_is_in_it_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("imports", [(), ("chamber.cli.main", "chamber.cli.tdisp")], ids=["agent", "command"])
+def test_the_agent_starts_from_what_is_in_it_alone(tmp_path: Path, imports: tuple[str, ...]) -> None:
     """Everything is unpacked somewhere and run there: what it would need besides would be missing."""
     module, shell = tmp_path / "first.ko", tmp_path / "busybox"
     module.write_bytes(b"module")
     shell.write_bytes(b"shell")
-    write_initramfs(tmp_path / "archive", [module], shell, ("--terminal", "/dev/ttyS1"))
+    write_initramfs(tmp_path / "archive", [module], shell, ("--terminal", "/dev/ttyS1"), imports=imports)
     found = _read((tmp_path / "archive").read_bytes())
     assert found["modules/first.ko"][1] == b"module"
     assert found["modules.list"][1] == b"/modules/first.ko"
@@ -67,9 +71,10 @@ def test_the_agent_starts_from_what_is_in_it_alone(tmp_path: Path) -> None:
             path.chmod(mode & 0o777)
     if os.geteuid():
         pytest.skip("chroot takes root")
-    interpreter, source = found[INIT.lstrip("/")][1].split(b"\n")[0][2:].decode().split()[0], Path(__file__).parents[3]
+    interpreter = found[INIT.lstrip("/")][1].split(b"\n")[0][2:].decode().split()[0]
+    wanted = ", ".join(("chamber.lab.agent.__main__", *imports))
     done = subprocess.run(
         ["chroot", root, interpreter, "-SsB", "-c",
-         f"import sys; sys.path.insert(0, {str(source / 'src')!r}); import chamber.lab.agent.__main__; print('there')"],
+         f"import sys; sys.path[:0] = {python_path()}; import {wanted}; print('there')"],
         capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "there\n", done.stderr

@@ -9,10 +9,11 @@ import pytest
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.virtio_pci import REGISTER_BAR, VirtioPci
 from chamber.lab.qemu.slot import PciSlot
-from chamber.wire.pci import HEADER, Command
+from chamber.wire.pci import HEADER, Command, ExtendedId
 from chamber.wire.virtio import DeviceType, Status
 from chamber.wire.virtio_pci import COMMON
-from tests.device.driver import Memory
+from tests.device.driver import BASE, Memory
+from tests.lab.trusted_disk import TrustedDisk
 
 if TYPE_CHECKING:
     from chamber.platform.dma import Dma
@@ -81,3 +82,19 @@ def test_a_slot_that_nobody_asked_for_yet_can_be_filled() -> None:
     function = slot.plug(make_device(DeviceType.RNG))
     memory, _ = _attached(slot)
     assert function.dma is memory
+
+
+def test_a_function_that_proves_itself_is_put_in_as_any_other() -> None:
+    slot = PciSlot(make_device(DeviceType.BLOCK))
+    memory, raised = _attached(slot)
+    disk = TrustedDisk()
+    slot.put(disk.behind)
+    disk.device.tdi.place()
+    assert slot.read_config(disk.device.mailbox_at, 2) == ExtendedId.DOE.to_bytes(2, "little")
+    assert slot.read_bar(REGISTER_BAR, _STATUS, 1) == b"\0"
+    memory.write(BASE, b"seen")
+    assert disk.device.tdi.virtio.dma.read(BASE, 4) == b"seen"
+    slot.log("heard")
+    slot.unplug()
+    assert slot.read_bar(REGISTER_BAR, _STATUS, 1) == b"\xff"
+    assert raised == []
