@@ -12,6 +12,7 @@ from rich.console import Console
 
 from chamber.assess.engine import run_plan
 from chamber.assess.plan import make_plan
+from chamber.attacks.catalogue import catalogue
 from chamber.cli.interrupt import InterruptOnce
 from chamber.cli.progress import Bar, Lines, make_progress
 from chamber.cli.summary import print_summary
@@ -46,6 +47,23 @@ def test_everything_by_default(bench: Bench) -> None:
     assert "uml: 6.1.0 held 1 of 5 attacks, fell to 3, lost service to 1." in out
 
 
+def test_a_matrix_has_a_row_for_each_attack(bench: Bench) -> None:
+    status, out, _ = bench.assess("--matrix", names=(BROKEN, HELD))
+    assert status == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith((BROKEN, HELD))}
+    assert set(rows) == {BROKEN, HELD}
+    assert "broken" in rows[BROKEN]
+    assert set(rows[HELD]) == {"held"}
+
+
+def test_a_pattern_names_several_attacks(bench: Bench) -> None:
+    status, _, _ = bench.assess("--target", "model", names=("blk-used-id-*",))
+    assert status == 0
+    expected = {spec.name for spec in catalogue() if spec.name.startswith("blk-used-id-")}
+    assert len(expected) > 3
+    assert {result["attack"] for result in _report(bench)["results"]} == expected
+
+
 def test_hostile_words_do_not_reach_the_terminal(bench: Bench) -> None:
     _, out, err = bench.assess(names=(HOSTILE_ONE,))
     assert "[red]x[/red]" in out
@@ -70,6 +88,7 @@ def test_status_by_verdict(bench: Bench, fail_on: str, status: int) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--attack", "blk-used-id-sise"], "did you mean blk-used-id-size"),
+    (["--attack", "blk-nosuch-*"], "no attack's name matches 'blk-nosuch-*'"),
     (["--device", "gpu"], "'gpu' is not one of"),
     (["--profile", "hardend"], "did you mean hardened?"),
     (["--fail-on", "brokn"], "did you mean broken?"),

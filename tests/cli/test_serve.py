@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     (["blk", "--ring", "round"], "'round' is not one of"),
     (["blk", "--protocol", "vfio-user", "--in-band"], "--in-band goes with --protocol vhost-user"),
     (["blk", "--attack", "blk-pci-next-loop"], "acts on a PCI bus: --protocol vfio-user"),
+    (["blk", "--attack", "blk-host-fake-all"], "is what a hypervisor does, not a device"),
     (["blk", "--queues", "0"], "0 is not in the range"),
     (["blk", "--capture", "/no/such/folder/x.pcapng"], "/no/such/folder/x.pcapng: No such file"),
 ])

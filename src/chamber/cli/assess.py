@@ -158,7 +158,8 @@ def _plan(opened: list[Target], chosen: tuple[AttackSpec, ...], profiles: tuple[
         if plan.scenarios:
             plans.append(plan)
     if not plans:
-        raise click.UsageError(f"none of these attacks can act on {', '.join(t.kind for t in opened)}")
+        where = f" with profile {', '.join(profiles)}" if profiles else ""
+        raise click.UsageError(f"none of these attacks can act on {', '.join(t.kind for t in opened)}{where}")
     return plans
 
 

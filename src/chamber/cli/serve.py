@@ -145,5 +145,7 @@ def _attack(name: str | None, kind: DeviceType) -> Attack | None:
     spec = find(name)
     if spec.device is not kind:
         raise unknown(f"attack in {kind.short} named", name, [s.name for s in catalogue() if s.device is kind])
+    if spec.hosted:
+        raise click.UsageError(f"{name} is what a hypervisor does, not a device: chamber assess --attack {name}")
     return spec.make()
 
