@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from chamber.platform.spdm_chunks import Assembly, Cutter
+from chamber.platform.spdm_chunks import PIECES_SINCE, Assembly, Cutter
 from chamber.wire.spdm import ErrorCode, SpdmCode, head
 from chamber.wire.spdm_chunks import ACK_HEAD, Chunk, ChunkAck, ChunkGet
 from chamber.wire.spdm_negotiation import Capabilities, Capability
 
-__all__ = ("LARGEST", "PIECES_SINCE", "TRANSFER_SIZE", "Pieces", "Refusal")
+__all__ = ("Pieces", "Refusal")
 
-TRANSFER_SIZE: Final = 0x1200
-LARGEST: Final = 0x1_0000
-PIECES_SINCE: Final = 0x12
 _CODES: Final = frozenset({bytes((SpdmCode.CHUNK_SEND,)), bytes((SpdmCode.CHUNK_GET,))})
 
 

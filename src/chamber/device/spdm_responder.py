@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from chamber.device.spdm_pieces import LARGEST, PIECES_SINCE, TRANSFER_SIZE, Pieces, Refusal
+from chamber.device.spdm_pieces import Pieces, Refusal
 from chamber.device.spdm_requester_proof import Denied, RequesterProof
+from chamber.platform.spdm_chunks import LARGEST, PIECES_SINCE, TRANSFER_SIZE
 from chamber.platform.spdm_crypto import Suite, answer_exchange, digest_size, fits, hash_of, sign
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession

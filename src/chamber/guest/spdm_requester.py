@@ -11,7 +11,7 @@ import hmac
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from chamber.platform.spdm_chain import CertificateSlot, Chain, ChainError
-from chamber.platform.spdm_chunks import Assembly, Cutter
+from chamber.platform.spdm_chunks import LARGEST, PIECES_SINCE, TRANSFER_SIZE, Assembly, Cutter
 from chamber.platform.spdm_crypto import Exchange, Suite, digest_size, hash_of, sign, signature_algorithms, verify
 from chamber.platform.spdm_keys import RecordError
 from chamber.platform.spdm_session import Phase, SpdmSession
@@ -72,7 +72,6 @@ __all__ = ("SpdmRequester", "SpdmViolation")
 
 _T = TypeVar("_T")
 _KNOWN: Final = (0x14, 0x13, 0x12, 0x11)
-_PIECES_SINCE: Final = 0x12
 _MULTI_KEY_SINCE: Final = 0x13
 _MOST_ENCAPSULATED: Final = 80
 _OWN_SLOT: Final = 0
@@ -128,7 +127,7 @@ class SpdmRequester:
                  exchanges: Collection[str] = tuple(EXCHANGES.values()),
                  aeads: Collection[str] = tuple(AEADS.values()), clear_handshake: bool = False,
                  sequence_size: int = 0, identity: CertificateSlot | None = None, multi_key: bool = False,
-                 transfer_size: int = 0x1200, largest: int = 0x1_0000) -> None:
+                 transfer_size: int = TRANSFER_SIZE, largest: int = LARGEST) -> None:
         self._exchange = exchange
         self._random = random
         self._spoken = tuple(spoken)
@@ -189,7 +188,7 @@ class SpdmRequester:
     @property
     def _in_pieces(self) -> bool:
         both = self._flags & self.capabilities.flags & Capability.CHUNK
-        return bool(both) and self.capabilities.version >= _PIECES_SINCE
+        return bool(both) and self.capabilities.version >= PIECES_SINCE
 
     def _send_pieces(self, request: bytes, session: SpdmSession | None) -> bytes:
         """Send what is too large for one piece; return the answer."""
@@ -272,7 +271,7 @@ class SpdmRequester:
         return self.suite
 
     def _take_capabilities(self, version: int) -> None:
-        most = self._largest if version >= _PIECES_SINCE else self._transfer_size
+        most = self._largest if version >= PIECES_SINCE else self._transfer_size
         request = Capabilities(version, self._flags, transfer_size=self._transfer_size,
                                message_size=most).encode(SpdmCode.GET_CAPABILITIES)
         answer = self._ask(request, SpdmCode.CAPABILITIES)

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from chamber.device.virtio_pci import NOTIFY_PAGE
+from chamber.host.hooks import HostHooks
 from chamber.platform.doe import DoeMailbox
 from chamber.platform.ide import PREFIX
 from chamber.platform.memory import WithHostPages
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from chamber.device.tdi import Tdi
     from chamber.device.trusted_function import TrustedFunction
     from chamber.device.virtio_pci import VirtioPci
-    from chamber.host.hooks import HostHooks
     from chamber.platform.dma import Dma
     from chamber.platform.interrupts import InterruptController
     from chamber.platform.root_port import RootPort
@@ -99,7 +99,7 @@ class Hypervisor:
         self.notifications = 0
         self.firmware: tuple[Measurement, ...] = ()
         self.build: Callable[[Device], tuple[VirtioPci, TrustedFunction | None]] | None = None
-        self._hooks = hooks
+        self._hooks = hooks = HostHooks() if hooks is None else hooks
         self._interrupts = interrupts
         self._said: dict[bytes, bytes] = {}
         self._open_session = open_session
@@ -107,7 +107,7 @@ class Hypervisor:
         self._port: RootPort | None = None
         self._looked = self._set_up = False
         self._state: State | None = None
-        self.shared = WithHostPages(_Watched(shared, hooks) if hooks is not None else shared, self.memory)
+        self.shared = WithHostPages(_Watched(shared, hooks), self.memory)
         virtio.dma = self.shared
         self._bus.plug(_SLOT, virtio)
         # The registers of a mailbox are trapped like the rest: what the guest meets is the host's own, and honest or
@@ -115,8 +115,7 @@ class Hypervisor:
         self._relay = PciFunction(vendor=0, device=0, class_code=0)
         self._relay_at = DoeMailbox({(PCI_SIG, int(kind)): self._relaying(kind) for kind in (
             DoeType.SPDM, DoeType.SECURED_SPDM)}).add_to(self._relay)
-        if hooks is not None:
-            hooks.host = self
+        hooks.host = self
 
     def take(self, device: TrustedFunction, port: RootPort) -> None:
         """Have the function be one that proves itself, below a root port."""
@@ -149,7 +148,7 @@ class Hypervisor:
 
     def read_config(self, slot: int, offset: int, size: int) -> bytes:
         """Serve a read of the guest's."""
-        if self._hooks is not None and not self._looked:
+        if not self._looked:
             self._looked = True
             self._hooks.looked()
         mailbox = self._in_mailbox(offset)
@@ -157,11 +156,11 @@ class Hypervisor:
             data = self._relay.read_config(mailbox, size)
         else:
             data = self._bus.read_config(slot, offset, size)
-        return data if self._hooks is None else self._hooks.space_read(offset, data)
+        return self._hooks.space_read(offset, data)
 
     def write_config(self, slot: int, offset: int, data: bytes) -> None:
         """Take a write of the guest's."""
-        if self._hooks is not None and not self._hooks.space_written(offset, data):
+        if not self._hooks.space_written(offset, data):
             return
         mailbox = self._in_mailbox(offset)
         if mailbox is not None:
@@ -179,7 +178,7 @@ class Hypervisor:
 
     def _look(self) -> None:
         """Tell of a change of the interface's state, which whoever has it in hand can see by what it does."""
-        if self.device is not None and self._hooks is not None and self.device.state is not self._state:
+        if self.device is not None and self.device.state is not self._state:
             self._state = self.device.state
             self._hooks.state_changed(self._state)
 
@@ -189,11 +188,11 @@ class Hypervisor:
         secured = kind is DoeType.SECURED_SPDM
 
         def relay(payload: bytes) -> bytes | None:
-            asked = payload if self._hooks is None else self._hooks.asked(payload, secured=secured)
+            asked = self._hooks.asked(payload, secured=secured)
             answer = None if asked is None else self.ask(asked, secured=secured)
             if answer is not None and not secured:
                 self._said[payload] = answer
-            return answer if self._hooks is None else self._hooks.answered(answer, secured=secured)
+            return self._hooks.answered(answer, secured=secured)
         return relay
 
     def ask(self, payload: bytes, *, secured: bool) -> bytes | None:
@@ -225,17 +224,17 @@ class Hypervisor:
 
     def mapped(self, bar: int, address: int) -> int:
         """Where a BAR is mapped."""
-        return address if self._hooks is None else self._hooks.mapped(bar, address)
+        return self._hooks.mapped(bar, address)
 
     def read(self, address: int, size: int) -> bytes:
         """Serve a read of the guest's."""
         data = self._bus.read(address, size)
-        return data if self._hooks is None else self._hooks.memory_read(address, data)
+        return self._hooks.memory_read(address, data)
 
     def write(self, address: int, data: bytes) -> None:
         """Take a write of the guest's."""
         self._before(address)
-        changed = data if self._hooks is None else self._hooks.memory_written(address, data)
+        changed = self._hooks.memory_written(address, data)
         if changed is not None:
             self._bus.write(address, changed)
         self._after(address)
@@ -247,18 +246,18 @@ class Hypervisor:
 
     def _before(self, address: int | None) -> None:
         """Notice a notification that is to come."""
-        if self._hooks is not None and self.register(address) // _PAGE == NOTIFY_PAGE:
+        if self.register(address) // _PAGE == NOTIFY_PAGE:
             self.notifications += 1
             self._hooks.working(self.notifications)
 
     def _after(self, address: int | None) -> None:
         """Notice what the driver has done to the device."""
         at = self.register(address)
-        if at // _PAGE == NOTIFY_PAGE and self._hooks is not None:
+        if at // _PAGE == NOTIFY_PAGE:
             self._hooks.worked()
         elif at == COMMON["queue_enable"].offset:
             self._set_up = True
-        elif at == COMMON["device_status"].offset and self._set_up and self._hooks is not None:
+        elif at == COMMON["device_status"].offset and self._set_up:
             self._set_up = False
             self._hooks.started()
 
@@ -285,7 +284,7 @@ class Hypervisor:
         return [each for answer in answers if answer is not None for each in self._carried(answer, down=True)]
 
     def _carried(self, packet: bytes, *, down: bool) -> list[bytes]:
-        return [packet] if self._hooks is None else self._hooks.carried(packet, down=down)
+        return self._hooks.carried(packet, down=down)
 
     def working(self) -> AbstractContextManager[None]:
         """What is around anything that has the device do its work."""

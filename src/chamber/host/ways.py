@@ -27,8 +27,6 @@ from chamber.wire.admin import (
     PartsUse,
     build_bits,
 )
-from chamber.wire.pci import HEADER as PCI_HEADER
-from chamber.wire.pci import CapabilityId
 from chamber.wire.split import SplitLayout
 from chamber.wire.virtio import Feature, Status, bit
 from chamber.wire.virtio_pci import (
@@ -170,7 +168,7 @@ class Window(_Modern):
 
     def __init__(self, host: Hypervisor) -> None:
         self._host, self._front, self._bar = host, host.front, host.virtio.register_bar
-        self._at = _find_window(host.virtio)
+        self._at = host.virtio.capabilities.get(CapabilityType.PCI_CFG, _WINDOW_USUAL)
 
     def _aim(self, offset: int, size: int) -> int:
         for name, value in (("bar", self._bar), ("offset", offset), ("length", size)):
@@ -186,16 +184,6 @@ class Window(_Modern):
         """Write them."""
         with self._host.working():
             self._front.write_config(self._aim(offset, len(data)), data)
-
-
-def _find_window(virtio: VirtioPci) -> int:
-    config = virtio.function.config
-    at = config[PCI_HEADER["capabilities"].offset]
-    while at:
-        if config[at] == CapabilityId.VENDOR and CAPABILITY.get(config, "cfg_type", at) == CapabilityType.PCI_CFG:
-            return int(at)
-        at = config[at + 1]
-    return _WINDOW_USUAL
 
 
 class _Group:

@@ -11,7 +11,14 @@ from typing import Final
 from chamber.wire.errors import WireError
 from chamber.wire.spdm_chunks import CHUNK_HEAD, Chunk
 
-__all__ = ("Assembly", "Cutter")
+__all__ = ("LARGEST", "PIECES_SINCE", "TRANSFER_SIZE", "Assembly", "Cutter")
+
+PIECES_SINCE: Final = 0x12
+"""The version that has them."""
+TRANSFER_SIZE: Final = 0x1200
+"""Bytes of a message that an end takes at once, where nobody says otherwise,"""
+LARGEST: Final = 0x1_0000
+"""and of a message at all."""
 
 _SPEC: Final = "DSP0274, 10"
 _TOTAL: Final = 4
