@@ -189,52 +189,15 @@ class GuestMemory:
         return memoryview(self._map)[address:address + length]
 
 
-class HostView:
-    """Guest memory as the host and its devices reach it: shared pages only (implements `chamber.platform.dma.Dma`).
-
-    Attributes:
-        observer: sees all that a device reads, if set.
-
-    """
-
-    def __init__(self, memory: GuestMemory) -> None:
-        self._memory = memory
-        self.observer: Callable[[bytes], None] | None = None
-
-    def _check(self, address: int, length: int, access: str) -> None:
-        if length and not self._memory.is_shared(address, length):
-            fault = DmaFault(address, length, access, "a private page, or none at all")
-            self._memory.faults.append(fault)
-            raise fault
-
-    def read(self, address: int, length: int) -> bytes:
-        """Copy bytes out of shared pages."""
-        self._check(address, length, "read")
-        data = self._memory.peek(address, length)
-        if self.observer is not None:
-            self.observer(data)
-        return data
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Store bytes into shared pages."""
-        self._check(address, len(data), "write")
-        self._memory.write(address, data)
-
-    def view(self, address: int, length: int) -> memoryview:
-        """Return a live view of shared pages."""
-        self._check(address, length, "view")
-        return self._memory.raw_view(address, length)
-
-
-class PrivateView:
-    """All of a guest's memory, as requests of a trusted device reach it (implements `chamber.platform.dma.Dma`)."""
+class _View:
+    """Guest memory as somebody reaches it (implements `chamber.platform.dma.Dma`)."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
 
     def _check(self, address: int, length: int, access: str) -> None:
-        if not 0 <= address <= address + length <= self._memory.size:
-            raise DmaFault(address, length, access, "no memory of the guest's")
+        """Raise `DmaFault` for what is out of reach."""
+        raise NotImplementedError
 
     def read(self, address: int, length: int) -> bytes:
         """Copy bytes."""
@@ -250,6 +213,40 @@ class PrivateView:
         """Return a live view."""
         self._check(address, length, "view")
         return self._memory.raw_view(address, length)
+
+
+class HostView(_View):
+    """Guest memory as the host and its devices reach it: shared pages only.
+
+    Attributes:
+        observer: sees all that a device reads, if set.
+
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        super().__init__(memory)
+        self.observer: Callable[[bytes], None] | None = None
+
+    def _check(self, address: int, length: int, access: str) -> None:
+        if length and not self._memory.is_shared(address, length):
+            fault = DmaFault(address, length, access, "a private page, or none at all")
+            self._memory.faults.append(fault)
+            raise fault
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes out of shared pages."""
+        data = super().read(address, length)
+        if self.observer is not None:
+            self.observer(data)
+        return data
+
+
+class PrivateView(_View):
+    """All of a guest's memory, as requests of a trusted device reach it."""
+
+    def _check(self, address: int, length: int, access: str) -> None:
+        if not 0 <= address <= address + length <= self._memory.size:
+            raise DmaFault(address, length, access, "no memory of the guest's")
 
 
 class WithHostPages:
