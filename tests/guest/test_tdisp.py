@@ -55,7 +55,7 @@ class World:
         for name, value in (("bar0", _BASE), ("bar1", 0x8001_0000), ("command", Command.MEMORY | Command.BUS_MASTER)):
             self.tdi.write_config(HEADER[name].offset, value.to_bytes(HEADER[name].size, "little"))
         self.far, self.near = IdeStream(STREAM), IdeStream(STREAM)
-        self.port = IdePort({STREAM: self.far}, lambda _function: STREAM)
+        self.port = IdePort([self.far], lambda _function: STREAM)
         self.dsm = Dsm({int(FUNCTION): self.tdi}, os.urandom, streams=self.port)
         self.tdi.happened = lambda event: self.dsm.happened(int(FUNCTION), event)
         self.far.failed = lambda _reason: self.dsm.stream_failed(STREAM)

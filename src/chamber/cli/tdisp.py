@@ -22,10 +22,12 @@ from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.doe import DoeRequester, Silence
 from chamber.guest.spdm_requester import SpdmRequester
 from chamber.guest.trust_policy import SCHEMA, load_trust
+from chamber.guest.tsm import Tsm
 from chamber.guest.untrusted import ENFORCING, DeviceViolation
 from chamber.guest.verifier import FLAGS, NotTrusted, Verifier
 from chamber.guest.virtio_tdi import map_by_report
 from chamber.lab.linux_tdisp import SysfsFunction
+from chamber.lab.linux_tsm import CHANNEL, SysfsPort, TsmChannel, function_name
 from chamber.lab.observation import TargetError
 from chamber.link.spdm_socket import SpdmClient, SpdmServer, SpdmSilence
 from chamber.platform.dma import NoDma
@@ -266,6 +268,38 @@ def bind(function: str, policy: Path, sysfs: Path) -> int:
         opened.give_to_driver()
         click.echo(printable(f"{function} is trusted by policy {trust.name}, and {opened.driver} has it"))
     return 0
+
+
+@tdisp_group.command()
+@click.option("--policy", "policy", type=click.Path(path_type=Path), required=True,
+              help="Which devices are trusted (docs/tdisp.md).")
+@click.option("--channel", type=click.Path(path_type=Path), default=CHANNEL, show_default=True,
+              help="Of Chamber's TSM module.")
+@click.option("--sysfs", type=click.Path(path_type=Path), default=Path("/sys"), show_default=True)
+def tsm(policy: Path, channel: Path, sysfs: Path) -> None:
+    """In a Linux kernel with Chamber's TSM module: do what its TSM core asks for (docs/tsm.md), until interrupted."""
+    trust = load_trust(policy)
+
+    def mapped(function: int) -> dict[int, int]:
+        try:
+            with SysfsFunction(function_name(function), sysfs) as opened:
+                return opened.bars()
+        except TargetError:
+            return {}  # it is gone, and nothing of it is mapped
+
+    with InterruptOnce(), TsmChannel(channel) as opened:
+        service = Tsm(trust, transfer=opened.transfer, mapped=mapped, now=lambda: datetime.now(UTC), random=os.urandom,
+                      port=lambda port, stream: SysfsPort(function_name(port), stream, sysfs),
+                      log=lambda line: click.echo(printable(line)))
+        names = sorted(path.name for path in (sysfs / "class/misc" / channel.name / "tsm").glob("tsm*"))
+        click.echo(f"ready: {' for links, '.join(names)} for guests")
+        try:
+            while True:
+                opened.answer(service.handle(opened.read()))
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+        finally:
+            service.close()
 
 
 @tdisp_group.command("report")

@@ -25,7 +25,7 @@ from chamber.wire.ide_km import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
     from chamber.wire.tdisp import FunctionId
 
@@ -36,23 +36,23 @@ class IdePort:
     """A device's port with its streams; implements `chamber.device.tdisp.Streams`.
 
     Args:
-        streams: the streams that its IDE capability has enabled, by id.
+        streams: the streams of its IDE capability.
         default: the stream that configuration names for a function, None where there is none, or more than one.
         routing_id: bus, device and function, as QUERY_RESP tells them.
-        registers: of the IDE extended capability, as QUERY_RESP tells them.
+        registers: reads those of the IDE extended capability, as QUERY_RESP tells them.
         log: gets a line for each message, without keys.
 
     """
 
-    def __init__(self, streams: Mapping[int, IdeStream], default: Callable[[FunctionId], int | None], *,
-                 routing_id: int = 0, registers: tuple[int, ...] = (),
+    def __init__(self, streams: Iterable[IdeStream], default: Callable[[FunctionId], int | None], *,
+                 routing_id: int = 0, registers: Callable[[], tuple[int, ...]] = tuple,
                  log: Callable[[str], None] = lambda _line: None) -> None:
-        self._streams = dict(streams)
+        self._streams = tuple(streams)
         self._default = default
         self._routing_id = routing_id
         self._registers = registers
         self._log = log
-        self._owners: dict[int, int] = {}
+        self._owners: dict[IdeStream, int] = {}
 
     def default_stream(self, function: FunctionId) -> int | None:
         """Return the stream that a function is to use."""
@@ -60,15 +60,21 @@ class IdePort:
 
     def keyed_over(self, stream_id: int) -> int | None:
         """Return the session over which all keys of a secure stream came."""
-        stream = self._streams.get(stream_id)
-        return self._owners.get(stream_id) if stream is not None and stream.state is StreamState.SECURE else None
+        stream = self._find(stream_id)
+        return self._owners.get(stream) if stream is not None and stream.state is StreamState.SECURE else None
+
+    def _find(self, stream_id: int) -> IdeStream | None:
+        found = next((stream for stream in self._streams if stream.stream_id == stream_id), None)
+        if found is not None and not found.has_keys:
+            self._owners.pop(found, None)  # its host had it switched off
+        return found
 
     def session_ended(self, session: int) -> None:
         """Take notice that a session is over."""
-        for number in [number for number, owner in self._owners.items() if owner == session]:
-            del self._owners[number]
-            self._streams[number].fail("the session that set its keys has ended")
-            self._streams[number].close()
+        for stream in [stream for stream, owner in self._owners.items() if owner == session]:
+            del self._owners[stream]
+            stream.fail("the session that set its keys has ended")
+            stream.close()
 
     def respond(self, session: int | None, data: bytes) -> bytes | None:
         """Answer a message; None where there is none: outside of a session, and to what can't be read."""
@@ -85,7 +91,7 @@ class IdePort:
             return None
         if isinstance(message, Query):
             return None if message.port_index else QueryResponse(
-                0, self._routing_id >> 8, self._routing_id & 0xFF, 0, 0, self._registers).encode()
+                0, self._routing_id >> 8, self._routing_id & 0xFF, 0, 0, self._registers()).encode()
         if isinstance(message, KeyProgram):
             status = self._program(session, message)
             self._log(f"a key for stream {message.which.stream_id}: {status.name}")
@@ -97,12 +103,12 @@ class IdePort:
 
     def _program(self, session: int, message: KeyProgram) -> ProgramStatus:
         which = message.which
-        stream = self._streams.get(which.stream_id)
+        stream = self._find(which.stream_id)
         if which.port_index:
             return ProgramStatus.UNSUPPORTED_PORT_INDEX
         if stream is None or which.sub_stream not in tuple(SubStream):
             return ProgramStatus.UNSUPPORTED_VALUE
-        if self._owners.setdefault(which.stream_id, session) != session:
+        if self._owners.setdefault(stream, session) != session:
             return ProgramStatus.UNSPECIFIED_FAILURE
         try:
             stream.program(SubStream(which.sub_stream), transmit=which.transmit, key_set=which.key_set,
@@ -113,16 +119,16 @@ class IdePort:
 
     def _switch(self, session: int, message: KeySwitch) -> bytes | None:
         which = message.which
-        stream = self._streams.get(which.stream_id)
+        stream = self._find(which.stream_id)
         if (stream is None or which.port_index or which.sub_stream not in tuple(SubStream)
-                or self._owners.get(which.stream_id) != session):
+                or self._owners.get(stream) != session):
             self._log("dropped: no such stream of this session")
             return None
         number = SubStream(which.sub_stream)
         if message.object is Object.K_SET_STOP:
             stream.stop(number, transmit=which.transmit, key_set=which.key_set)
             if stream.is_new:
-                del self._owners[which.stream_id]
+                del self._owners[stream]
         else:
             try:
                 stream.go(number, transmit=which.transmit, key_set=which.key_set)

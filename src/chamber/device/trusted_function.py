@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.device.ide_km import IdePort
 from chamber.device.ide_link import IdeLink
+from chamber.device.late_dma import LateDma
 from chamber.device.spdm_responder import SpdmResponder
 from chamber.device.tdi import Doors, Tdi
 from chamber.device.tdisp import Dsm, Event
 from chamber.device.virtio_tdi import describe
-from chamber.platform.dma import NoDma
 from chamber.platform.doe import DoeMailbox
 from chamber.platform.ide import IdeStream
+from chamber.platform.ide_capability import IdeCapability
 from chamber.wire.doe import PCI_SIG as DOE_VENDOR
 from chamber.wire.doe import DoeType
+from chamber.wire.pci import DEVICE_TEE_IO, EXPRESS
 from chamber.wire.spdm_messages import PCI_SIG, Protocol
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class TrustedFunction:
         private: memory that it reaches by requests with it.
         routing_id: bus, device and function.
         stream_id: of the stream to its port; None for a device that needs none, being part of the processor's package.
+        configured: whether its host gives the stream its number and switches it on (`IdeCapability`). Behind no root
+            port Linux 7.3 does not survive such a device.
         random: returns so many random bytes.
         spoken: versions of SPDM.
         clear_handshake: whether FINISH may travel in the clear.
@@ -72,22 +76,27 @@ class TrustedFunction:
 
     def __init__(self, virtio: VirtioPci, identity: CertificateSlot, *, shared: Dma, private: Dma,
                  measurements: Callable[[], Sequence[Measurement]] = tuple, routing_id: int = 0,
-                 stream_id: int | None = 0, random: Callable[[int], bytes] = os.urandom,
+                 stream_id: int | None = 0, configured: bool = False, random: Callable[[int], bytes] = os.urandom,
                  spoken: Sequence[int] = _ALL_VERSIONS, clear_handshake: bool = False,
                  sequence_size: int = 0, described: bool = True, open_doors: Doors = Doors.NONE,
                  log: Callable[[str], None] = lambda _line: None) -> None:
         info = partial(describe, open_doors=open_doors) if described else _nothing
+        EXPRESS.put(virtio.function.config, "device_capabilities", EXPRESS.get(
+            virtio.function.config, "device_capabilities", virtio.function.express_at) | DEVICE_TEE_IO,
+            virtio.function.express_at)
         self.tdi = Tdi(virtio, shared=shared, private=private, device_info=info, open_doors=open_doors)
         self._routing_id = routing_id
         self.stream = None if stream_id is None else IdeStream(stream_id)
-        streams = {} if self.stream is None else {self.stream.stream_id: self.stream}
-        self._port = IdePort(streams, lambda _function: stream_id, routing_id=routing_id, log=log)
+        registers = IdeCapability(virtio.function, self.stream) if self.stream is not None and configured else None
+        self._port = IdePort([] if self.stream is None else [self.stream],
+                             lambda _function: stream_id if registers is None else registers.default,
+                             routing_id=routing_id, registers=lambda: () if registers is None else registers.registers,
+                             log=log)
         self.dsm = Dsm({routing_id: self.tdi}, random, streams=None if self.stream is None else self._port, log=log)
         self.tdi.happened = lambda event: self.dsm.happened(routing_id, event)
         self.link = None
         if self.stream is not None:
-            number = self.stream.stream_id
-            self.stream.failed = lambda _reason: self.dsm.stream_failed(number)
+            self.stream.failed = self._stream_failed
             self.link = IdeLink(self.stream, [self.tdi], completer=routing_id)
         self.responder = SpdmResponder({0: identity}, random=random, measurements=measurements,
                                        vendor={PCI_SIG: self._said}, spoken=spoken, clear_handshake=clear_handshake,
@@ -96,6 +105,10 @@ class TrustedFunction:
             {(DOE_VENDOR, int(kind)): self._through(secured=secured)
              for kind, secured in ((DoeType.SPDM, False), (DoeType.SECURED_SPDM, True))}, log=log)
         self.mailbox_at = self.mailbox.add_to(virtio.function)
+
+    def _stream_failed(self, _reason: str) -> None:
+        assert self.stream is not None
+        self.dsm.stream_failed(self.stream.stream_id)
 
     @property
     def state(self) -> State:
@@ -153,22 +166,6 @@ class TrustedFunction:
         self.tdi.virtio.close()
 
 
-class _Lent:
-    """Memory that is lent later than the device is made."""
-
-    def __init__(self) -> None:
-        self.target: Dma = NoDma("the function is on no bus")
-
-    def read(self, address: int, length: int) -> bytes:
-        return self.target.read(address, length)
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        self.target.write(address, data)
-
-    def view(self, address: int, length: int) -> memoryview:
-        return self.target.view(address, length)
-
-
 class BehindRootPort:
     """A trusted function before a guest whose memory is not encrypted; what a bus of `PciOverVirtio` carries.
 
@@ -185,7 +182,7 @@ class BehindRootPort:
     """
 
     def __init__(self, virtio: VirtioPci, make: Callable[[VirtioPci, Dma], TrustedFunction]) -> None:
-        self._lent = _Lent()
+        self._lent = LateDma()
         self._virtio = virtio
         self.trusted = make(virtio, self._lent)
 

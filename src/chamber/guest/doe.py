@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from chamber.guest.untrusted import Checks, Untrusted
 
-__all__ = ("DoeRequester", "Silence", "find_mailbox")
+__all__ = ("DoeRequester", "Silence", "find_extended", "find_mailbox")
 
 _SPEC: Final = "PCIe 6.1, 6.30"
 _POLLS: Final = 1000
@@ -39,15 +39,17 @@ class Silence(Exception):
 
 
 def find_mailbox(read: Callable[[int], int]) -> int | None:
-    """Return where the first mailbox is, in a list of capabilities that a host may have end nowhere; None without one.
+    """Return where the first mailbox is, None without one; `read` reads a double word of configuration space."""
+    return find_extended(read, ExtendedId.DOE)
 
-    `read` reads a double word of configuration space.
-    """
+
+def find_extended(read: Callable[[int], int], capability: ExtendedId) -> int | None:
+    """Return where the first capability of a kind is, in a list that a host may have end nowhere; None without one."""
     at, seen = CONVENTIONAL_SIZE, set[int]()
     while CONVENTIONAL_SIZE <= at <= CONFIG_SIZE - WORD and at not in seen:
         seen.add(at)
         head = read(at)
-        if head & 0xFFFF == ExtendedId.DOE:
+        if head & 0xFFFF == capability:
             return at
         at = head >> 20 & ~3
     return None

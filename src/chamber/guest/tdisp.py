@@ -8,7 +8,7 @@ verifier to say whether this device may say so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from chamber.wire import ide_km, tdisp
 from chamber.wire.errors import WireError
@@ -47,9 +47,7 @@ from chamber.wire.tdisp import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from chamber.platform.ide import IdeStream
-
-__all__ = ("REQUIRED", "TdispRequester", "TdispViolation", "key_stream")
+__all__ = ("REQUIRED", "StreamEnd", "TdispRequester", "TdispViolation", "key_stream")
 
 REQUIRED: Final = frozenset(range(0x81, 0x88))
 """Requests that every device answers (PCIe 6.1, 11.3.3)."""
@@ -58,6 +56,20 @@ _LEAST_PORTION: Final = 16
 
 _B = TypeVar("_B", bound=Body)
 _K = TypeVar("_K", Acknowledge, KeySwitch)
+
+
+class StreamEnd(Protocol):
+    """The root port's end of an encrypted stream, as far as keys go: `chamber.platform.ide.IdeStream`, or its port."""
+
+    stream_id: int
+
+    def program(self, sub_stream: SubStream, *, transmit: bool, key_set: int, key: bytes, ifv: int) -> None:
+        """Take a key, which is not used before `go`."""
+        ...
+
+    def go(self, sub_stream: SubStream, *, transmit: bool, key_set: int) -> None:
+        """Use it."""
+        ...
 
 
 class TdispViolation(Exception):
@@ -176,7 +188,7 @@ class TdispRequester:
         return message.body
 
 
-def key_stream(exchange: Callable[[bytes], bytes], stream_id: int, own: IdeStream, random: Callable[[int], bytes], *,
+def key_stream(exchange: Callable[[bytes], bytes], stream_id: int, own: StreamEnd, random: Callable[[int], bytes], *,
                key_set: int = 0) -> None:
     """Set all keys of a stream at both ends, and begin to use them (PCIe 6.1, 6.33.3).
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from chamber.guest.pci import VirtioFunction
     from chamber.guest.spdm_requester import SpdmRequester
+    from chamber.guest.tdisp import StreamEnd
     from chamber.guest.trust_policy import TrustPolicy
-    from chamber.platform.ide import IdeStream
     from chamber.platform.spdm_chain import Chain
     from chamber.wire.spdm_messages import Measurement
     from chamber.wire.tdi_report import InterfaceReport, RangeAttribute
@@ -125,7 +125,7 @@ class Verifier:
     """
 
     def __init__(self, requester: SpdmRequester, function_id: FunctionId, policy: TrustPolicy, *, now: datetime,
-                 random: Callable[[int], bytes], stream: IdeStream | None = None,
+                 random: Callable[[int], bytes], stream: StreamEnd | None = None,
                  mapped: Mapping[int, int] | None = None, reporting_offset: int = 0, slot: int = 0,
                  described: bool = True, flags: LockFlag = FLAGS) -> None:
         self._requester = requester
@@ -173,15 +173,68 @@ class Verifier:
             NotTrusted: a check failed; the interface was stopped, if it could be.
 
         """
+        self.connect()
+        self.lock()
+        self.start()
+        return self.seen
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
         try:
-            self._identify()
-            self._measure()
-            self._open()
-            self._lock()
+            yield
         except NotTrusted:
             self.give_up()
             raise
-        return self.seen
+
+    def connect(self) -> None:
+        """Take the first part of the way: who the device is, what runs on it, a session, and keys of its stream.
+
+        Raises:
+            NotTrusted: a check failed.
+
+        """
+        with self._or_give_up():
+            self._identify()
+            self._measure()
+            self._open()
+
+    def lock(self) -> None:
+        """Take the second: the interface is locked, and is what the policy wants.
+
+        Raises:
+            NotTrusted: a check failed; the interface was stopped, if it could be.
+
+        """
+        with self._or_give_up():
+            self._lock()
+
+    def start(self) -> None:
+        """Take the last: the interface runs.
+
+        Raises:
+            NotTrusted: it does not.
+
+        """
+        with self._or_give_up(), self._checking("start") as said:
+            self._tdisp.start()
+            state = self._tdisp.state()
+            if state is not State.RUN:
+                self._fail("start", f"the interface is in {state.name}")
+            said.append("RUN")
+
+    def stop(self) -> None:
+        """Stop the interface, and keep the session; what was said of it is forgotten.
+
+        Raises:
+            NotTrusted: the device does not stop it.
+
+        """
+        with self._checking("stop"):
+            self._tdisp.stop()
+        names = [check.name for check in self.seen.checks]
+        del self.seen.checks[names.index("lock") if "lock" in names else names.index("stop"):]
+        self.seen.report = self.seen.info = self.seen.function = None
+        self.seen.ranges = {}
 
     def give_up(self) -> None:
         """Stop the interface and end the session, as far as the device still listens."""
@@ -293,10 +346,4 @@ class Verifier:
                 self._fail("device", f"its features are {info.features:#x}")
             else:
                 said.append(f"virtio type {info.device_type}")
-        with self._checking("start") as said:
-            self._tdisp.start()
-            state = self._tdisp.state()
-            if state is not State.RUN:
-                self._fail("start", f"the interface is in {state.name}")
-            said.append("RUN")
         self.seen.function = function

@@ -191,6 +191,11 @@ class IdeStream:
         """Whether no key is in use."""
         return all(lane.key_set is None for lane in self._lanes())
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is a key, in use or to be."""
+        return any(key is not None for lane in self._lanes() for key in lane.keys)
+
     def close(self) -> None:
         """Forget all keys; as new."""
         for lane in self._lanes():

@@ -103,7 +103,7 @@ class Window:
 
 
 class PciFunction:
-    """One function of a device, an endpoint.
+    """One function of a device, or a port.
 
     Args:
         vendor: vendor id.
@@ -112,12 +112,15 @@ class PciFunction:
         revision: revision id.
         subsystem_vendor: subsystem vendor id.
         subsystem: subsystem id.
+        express: what it is on PCI Express; an endpoint by default.
+        device_capabilities: the register; by default it can be reset alone.
 
     Attributes:
         config: the honest configuration space, `CONFIG_SIZE` bytes.
         mask: the bits of it that a guest may change.
         bars: its base addresses, None where there is none.
         msix: its MSI-X table, if `add_msix` gave it one.
+        express_at: where its PCI Express capability is.
         send: set by whoever has the function on a bus: write a message signalled interrupt (address, data).
         wire: the same: assert or deassert INTx.
         raise_vector: the same, where the MSI-X table is somebody else's: raise a vector, whatever is in the table here.
@@ -126,7 +129,7 @@ class PciFunction:
     """
 
     def __init__(self, *, vendor: int, device: int, class_code: int, revision: int = 1, subsystem_vendor: int = 0,
-                 subsystem: int = 0) -> None:
+                 subsystem: int = 0, express: int = _ENDPOINT, device_capabilities: int = _FLR_CAPABLE) -> None:
         self.config = bytearray(CONFIG_SIZE)
         self.bars: list[Bar | None] = [None] * BAR_COUNT
         self.msix: MsixTable | None = None
@@ -148,9 +151,9 @@ class PciFunction:
             HEADER.put(self.config, name, value)
         for name, mask in _HEADER_MASK.items():
             HEADER.put(self.mask, name, mask)
-        body = EXPRESS.pack(capabilities=_ENDPOINT, device_capabilities=_FLR_CAPABLE)[2:]
-        at = self.add_capability(CapabilityId.EXPRESS, bytes(body))
-        self._control = at + EXPRESS["device_control"].offset
+        body = EXPRESS.pack(capabilities=express, device_capabilities=device_capabilities)[2:]
+        self.express_at = self.add_capability(CapabilityId.EXPRESS, bytes(body))
+        self._control = self.express_at + EXPRESS["device_control"].offset
         self.add_window(Window(self._control, self._control + 2, written=self._control_written))
 
     # Building it.

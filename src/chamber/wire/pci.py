@@ -12,8 +12,11 @@ __all__ = (
     "BAR_IO",
     "BAR_MEMORY_64",
     "BAR_PREFETCHABLE",
+    "BRIDGE",
     "CONFIG_SIZE",
     "CONVENTIONAL_SIZE",
+    "DESIGNATED",
+    "DEVICE_TEE_IO",
     "EXPRESS",
     "EXTENDED_HEADER",
     "FIRST_CAPABILITY",
@@ -40,6 +43,8 @@ FIRST_CAPABILITY: Final = 0x40
 BAR_COUNT: Final = 6
 NO_DEVICE: Final = 0xFFFF
 """What the vendor of a function reads as that is not there (2.3.2)."""
+DEVICE_TEE_IO: Final = 1 << 30
+"""Of device capabilities: the function can be locked by TDISP (7.5.3.3)."""
 
 BAR_IO: Final = 1
 BAR_MEMORY_64: Final = 4
@@ -87,6 +92,7 @@ class ExtendedId(enum.IntEnum):
     PAGE_REQUEST = 0x0013
     RESIZABLE_BAR = 0x0015
     PASID = 0x001B
+    DESIGNATED = 0x0023
     VF_RESIZABLE_BAR = 0x0024
     DOE = 0x002E
     IDE = 0x0030
@@ -143,6 +149,29 @@ HEADER: Final = Layout(
     Field("max_latency", "u8"),
 )
 """A function that is no bridge (type 0)."""
+
+BRIDGE: Final = Layout(
+    "PCI configuration header of a bridge", "PCIe 6.0, 7.5.1.3",
+    Field("function", "bytes:14", Role.BYTES), Field("header_type", "u8", Role.ENUM), Field("bist", "u8", Role.FLAGS),
+    Field("bar0", "le32", Role.OFFSET), Field("bar1", "le32", Role.OFFSET),
+    Field("primary_bus", "u8", Role.ID), Field("secondary_bus", "u8", Role.ID), Field("subordinate_bus", "u8", Role.ID),
+    Field("secondary_latency", "u8"), Field("io", "le16", Role.OFFSET), Field("secondary_status", "le16", Role.FLAGS),
+    Field("memory_base", "le16", Role.OFFSET), Field("memory_limit", "le16", Role.OFFSET),
+    Field("prefetchable_base", "le16", Role.OFFSET), Field("prefetchable_limit", "le16", Role.OFFSET),
+    Field("prefetchable_base_high", "le32", Role.OFFSET), Field("prefetchable_limit_high", "le32", Role.OFFSET),
+    Field("io_high", "le32", Role.OFFSET), Field("capabilities", "u8", Role.OFFSET),
+    Field("reserved", "bytes:3", Role.BYTES), Field("rom", "le32", Role.OFFSET),
+    Field("interrupt_line", "u8"), Field("interrupt_pin", "u8", Role.ENUM),
+    Field("control", "le16", Role.FLAGS),
+)
+"""A function with a bus behind it (type 1); up to the type as in `HEADER`."""
+
+DESIGNATED: Final = Layout(
+    "designated vendor-specific extended capability", "PCIe 6.0, 7.9.6",
+    Field("header", "le32", Role.ID), Field("vendor", "le16", Role.ID), Field("revision_length", "le16", Role.SIZE),
+    Field("id", "le16", Role.ID),
+)
+"""Four bits of revision, then twelve of the length."""
 
 EXPRESS: Final = Layout(
     "PCI Express capability", "PCIe 6.0, 7.5.3",

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.lab.kernel.changes import CHANGED, change, unchanged_parts
+from chamber.lab.kernel.changes import change, changed_files, unchanged_parts
 from chamber.lab.kernel.config import fragment, missing
 from chamber.lab.kernel.drivers import CORE, SOURCES
 from chamber.lab.kernel.edits import edit_tree
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 __all__ = ("build_kernel",)
 
 _OWN: Final = Path(__file__).parent / "tree"
+_TSM: Final = Path(__file__).parent / "tsm"
 _PLACE: Final = "arch/um/kernel/chamber"
 _TOOLS: Final = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "ld": "binutils",
                  "nm": "binutils", "perl": "perl"}
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 _FLAG: Final = "$(if $(CONFIG_CHAMBER_COVERAGE),-fsanitize-coverage=trace-pc)"
-_KEPT_LINES: Final = 40
+_KEPT_LINES: Final = 100
+_WRONG: Final = re.compile(r"\berror:|\*\*\*")
+"""What a compiler says, or make if no compiler did."""
 
 
 def build_kernel(source: KernelSource, options: KernelOptions, edits: Sequence[Edit] = (), *, jobs: int = 0,
@@ -115,7 +118,8 @@ def _name(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], k
 
 def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, bytes]:
     """Return Chamber's own files, and the lines that bring them into the build and count what the drivers execute."""
-    changed = {f"{_PLACE}/{path.name}": path.read_bytes() for path in sorted(_OWN.iterdir())}
+    changed = {f"{_PLACE}/{place}{path.name}": path.read_bytes()
+               for folder, place in ((_OWN, ""), (_TSM, "tsm/")) for path in sorted(folder.iterdir())}
 
     def append(path: str, line: str) -> None:
         before = changed.get(path) or read(path)
@@ -132,7 +136,7 @@ def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, byt
             folder = path.parent.relative_to(tree)
             append(f"{folder}/Makefile", f"CFLAGS_{path.stem}.o += {_FLAG}")
     try:
-        for name in CHANGED:
+        for name in changed_files(tree):
             changed[name] = change(name, changed.get(name) or read(name) or b"")
     except ValueError as error:
         raise TargetError(f"{tree}: {error}: no user-mode-linux of 6.1 to 7.3") from None
@@ -193,7 +197,7 @@ class _Make:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
         if status:
-            reason = next((line for line in last if "rror" in line), last[-1] if last else f"status {status}")
+            reason = next((line for line in last if _WRONG.search(line)), last[-1] if last else f"status {status}")
             raise TargetError(f"the build failed: {reason} (all of it: {self.out / 'chamber.log'})")
 
 

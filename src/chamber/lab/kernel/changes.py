@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ("CHANGED", "change", "unchanged_parts")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ("change", "changed_files", "unchanged_parts")
 
 _CHANGES: Final[dict[str, tuple[tuple[bytes, bytes], ...]]] = {
     "arch/um/drivers/virtio_uml.c": (
@@ -30,12 +33,45 @@ extern unsigned int chamber_queue_size;
         # on shutting down breaks the queues that carry the bus.
         (b"__uml_exitcall(virtio_uml_exit);\n", b"/* Drivers stay when the machine is off. */\n"),
     ),
+    # A bus with nothing behind it has no root port, and without one Linux has no encrypted stream.
+    "arch/um/drivers/virt-pci.c": (
+        (b"static void __iomem *um_pci_map_bus(", b"""\
+extern int chamber_root_port;
+
+/* The slot of what is behind the root port is the next one. */
+static unsigned int chamber_slot(struct pci_bus *bus, unsigned int devfn)
+{
+\tif (pci_is_root_bus(bus))
+\t\treturn devfn / 8;
+\treturn devfn || !bus->self ? MAX_DEVICES : bus->self->devfn / 8 + 1;
+}
+
+static void __iomem *um_pci_map_bus("""),
+        (b"\tif (busn > 0)\n\t\treturn NULL;\n", b"""\
+\tif (busn == 0 && chamber_root_port >= 0 && devfn / 8 == chamber_root_port + 1)
+\t\treturn NULL;
+\tif (busn > 0)
+\t\tdevfn = chamber_slot(bus, devfn) * 8;
+"""),
+        (b"\t.end\t= 0,\n\t.flags\t= IORESOURCE_BUS,\n", b"\t.end\t= 1,\n\t.flags\t= IORESOURCE_BUS,\n"),
+        (b"&um_pci_devices[pdev->devfn / 8];\n\tstruct um_pci_device *dev;\n\tint i;\n\n\tif (!reg->dev)", b"""\
+&um_pci_devices[chamber_slot(pdev->bus, pdev->devfn)];
+\tstruct um_pci_device *dev;
+\tint i;
+
+\tif (!reg->dev)"""),
+    ),
     # Removing a driver waits for the next tick, and for the one after: hundredths of a second each.
     "arch/um/Kconfig": ((b"config HZ\n\tint\n\tdefault 100\n", b"config HZ\n\tint\n\tdefault 1000\n"),),
 }
 
-CHANGED: Final = tuple(_CHANGES)
-"""Which files these are."""
+_ONLY_WITH: Final = {"arch/um/drivers/virt-pci.c": "drivers/pci/tsm.c"}
+"""What there is no use for in a kernel without another file."""
+
+
+def changed_files(tree: Path) -> tuple[str, ...]:
+    """Return which files of a tree these are."""
+    return tuple(name for name in _CHANGES if name not in _ONLY_WITH or (tree / _ONLY_WITH[name]).exists())
 
 
 def change(path: str, text: bytes) -> bytes:
