@@ -118,14 +118,21 @@ class Guest:
         raise AssertionError(self.said())
 
     def stop_tsm(self) -> None:
-        self.sh("kill $(cat /mnt/tsm.pid); while kill -0 $(cat /mnt/tsm.pid) 2>/dev/null; do sleep 0.1; done")
+        self.sh("kill $(cat /mnt/tsm.pid) && until grep -q interrupted /mnt/tsm.log; do sleep 0.1; done")
 
     def said(self) -> str:
         return self.sh("cat /mnt/tsm.log")[1]
 
     def tell(self, file: str, what: str = DISK) -> str:
         """Write to a file of sysfs; return what the kernel says, nothing if it did."""
-        return self.sh(f"printf {what} >{file}")[1].rpartition("error: ")[2].strip()
+        return self.sh(f"/bin/echo {what} >{file}")[1].rpartition("error: ")[2].strip()
+
+    def probe(self) -> str:
+        """Have the disk's driver take it; return what the kernel says, nothing if it did."""
+        said = self.tell("/sys/bus/pci/drivers_probe")
+        self.sh("for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
+                ">/sys/bus/virtio/drivers_probe; done")
+        return said
 
     def read(self, file: str) -> str:
         return self.sh(f"cat {file}")[1].strip()
@@ -147,8 +154,47 @@ def guest(booted: Guest) -> Iterator[Guest]:
 
 
 def test_the_whole_life_of_a_disk(guest: Guest) -> None:
-    device, behind = guest.site.device, guest.site.behind
+    device, port = guest.site.device, guest.site.behind.port
+    assert device.stream is not None
+
+    # The host connects: who it is, what runs on it, a session, keys at both ends; the core switches the stream on.
     assert guest.tell(f"{FILES}/tsm/connect", "tsm0") == "", guest.said() + "\n".join(guest.site.lines)
     assert guest.read(f"{FILES}/authenticated") == guest.read(f"{FILES}/tsm/connect") == "tsm0"
-    assert device.stream is not None
-    assert device.stream.state is behind.port.stream.state is StreamState.SECURE
+    assert guest.read(f"{FILES}/tsm/dsm") == DISK
+    assert device.stream.state is port.stream.state is StreamState.SECURE
+    assert device.stream.stream_id == port.stream.stream_id == 0
+    assert "stream0.0.0" in guest.sh("ls /sys/devices/pci0000:00")[1]
+    assert guest.tell(f"{FILES}/tsm/connect", "tsm0") == "Device or resource busy"
+
+    # The VMM binds its interface, and the guest locks it.
+    assert guest.tell(f"{GUEST}/lock") == "No such device or address"
+    assert guest.tell(f"{TSM}/bind") == ""
+    assert guest.read(f"{FILES}/tsm/bound") == "tsm0"
+    assert guest.tell(f"{GUEST}/accept") == "No such device or address"
+    assert guest.tell(f"{GUEST}/lock") == ""
+    assert device.state is State.CONFIG_LOCKED
+    report = bytes.fromhex("".join(guest.sh(f"od -An -v -tx1 {GUEST}/report")[1].split()))
+    assert InterfaceReport.decode(report).ranges[0].first_page == device.tdi.function.bar_base(0) >> 12
+
+    # It accepts it; Linux's own driver works with the disk, and all that passes is sealed.
+    assert guest.tell(f"{GUEST}/accept") == ""
+    assert device.state is State.RUN
+    before = guest.site.behind.packets
+    assert guest.probe() == "", guest.said()
+    _, read = guest.sh("head -c 512 /dev/vda | tr Z y | head -c 8; "
+                       "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")
+    assert read == "y" * 8
+    assert bytes(guest.site.content.read(0, 4096)) == bytes(4096)
+    assert guest.site.behind.packets > before + 100
+    assert device.tdi.read_bar(0, 0, 4) == b"\xff" * 4
+
+    # And back.
+    assert guest.tell(f"{FILES}/driver/unbind") == ""
+    assert guest.tell(f"{GUEST}/unlock") == ""
+    assert device.state is State.CONFIG_UNLOCKED
+    assert guest.tell(f"{TSM}/unbind") == ""
+    assert guest.tell(f"{FILES}/tsm/disconnect", "tsm0") == ""
+    assert guest.read(f"{FILES}/authenticated") == ""
+    assert device.stream.is_new
+    assert port.stream.is_new
+    assert not port.lost
