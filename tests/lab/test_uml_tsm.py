@@ -1,4 +1,4 @@
-"""Linux's own TSM core drives a trusted disk's whole life: sysfs files on one side, SPDM, IDE and TDISP on the other."""
+"""Linux's own TSM core drives a trusted disk's life: files of sysfs on one side, SPDM, IDE and TDISP on the other."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chamber.platform.dma import Dma
+    from chamber.platform.ide import IdeStream
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1500)]
 
@@ -61,6 +62,14 @@ class Site:
     @property
     def device(self) -> TrustedFunction:
         return self.behind.trusted
+
+    def is_in(self, state: State) -> bool:
+        return self.device.tdi.state is state
+
+    @property
+    def stream(self) -> IdeStream:
+        assert self.device.stream is not None
+        return self.device.stream
 
 
 class Guest:
@@ -127,12 +136,20 @@ class Guest:
         """Write to a file of sysfs; return what the kernel says, nothing if it did."""
         return self.sh(f"/bin/echo {what} >{file}")[1].rpartition("error: ")[2].strip()
 
-    def probe(self) -> str:
-        """Have the disk's driver take it; return what the kernel says, nothing if it did."""
-        said = self.tell("/sys/bus/pci/drivers_probe")
-        self.sh("for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-                ">/sys/bus/virtio/drivers_probe; done")
-        return said
+    def connect(self) -> str:
+        return self.tell(f"{FILES}/tsm/connect", "tsm0")
+
+    def run(self) -> list[str]:
+        """Take the disk up to RUN; return what the kernel said at each step."""
+        return [self.connect(), self.tell(f"{TSM}/bind"), self.tell(f"{GUEST}/lock"), self.tell(f"{GUEST}/accept")]
+
+    def use(self) -> str:
+        """Have the disk's driver take it; read from it and write to it, and return what was read."""
+        assert self.tell("/sys/bus/pci/drivers_probe") == ""
+        return self.sh(
+            "for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
+            ">/sys/bus/virtio/drivers_probe; done; head -c 512 /dev/vda | tr Z y | head -c 8; "
+            "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")[1]
 
     def read(self, file: str) -> str:
         return self.sh(f"cat {file}")[1].strip()
@@ -149,22 +166,22 @@ def guest(booted: Guest) -> Iterator[Guest]:
     booted.plug()
     booted.start_tsm()
     yield booted
+    booted.tell(f"{FILES}/driver/unbind")  # without the TSM it would wait for registers that nobody answers
     booted.stop_tsm()
     booted.unplug()
 
 
 def test_the_whole_life_of_a_disk(guest: Guest) -> None:
-    device, port = guest.site.device, guest.site.behind.port
-    assert device.stream is not None
+    site, port = guest.site, guest.site.behind.port
 
     # The host connects: who it is, what runs on it, a session, keys at both ends; the core switches the stream on.
-    assert guest.tell(f"{FILES}/tsm/connect", "tsm0") == "", guest.said() + "\n".join(guest.site.lines)
+    assert guest.connect() == "", guest.said() + "\n".join(site.lines)
     assert guest.read(f"{FILES}/authenticated") == guest.read(f"{FILES}/tsm/connect") == "tsm0"
     assert guest.read(f"{FILES}/tsm/dsm") == DISK
-    assert device.stream.state is port.stream.state is StreamState.SECURE
-    assert device.stream.stream_id == port.stream.stream_id == 0
+    assert site.stream.state is port.stream.state is StreamState.SECURE
+    assert site.stream.stream_id == port.stream.stream_id == 0
     assert "stream0.0.0" in guest.sh("ls /sys/devices/pci0000:00")[1]
-    assert guest.tell(f"{FILES}/tsm/connect", "tsm0") == "Device or resource busy"
+    assert guest.connect() == "Device or resource busy"
 
     # The VMM binds its interface, and the guest locks it.
     assert guest.tell(f"{GUEST}/lock") == "No such device or address"
@@ -172,29 +189,94 @@ def test_the_whole_life_of_a_disk(guest: Guest) -> None:
     assert guest.read(f"{FILES}/tsm/bound") == "tsm0"
     assert guest.tell(f"{GUEST}/accept") == "No such device or address"
     assert guest.tell(f"{GUEST}/lock") == ""
-    assert device.state is State.CONFIG_LOCKED
+    assert guest.tell(f"{GUEST}/lock") == "Device or resource busy"
+    assert site.is_in(State.CONFIG_LOCKED)
     report = bytes.fromhex("".join(guest.sh(f"od -An -v -tx1 {GUEST}/report")[1].split()))
-    assert InterfaceReport.decode(report).ranges[0].first_page == device.tdi.function.bar_base(0) >> 12
+    assert InterfaceReport.decode(report).ranges[0].first_page == site.device.tdi.function.bar_base(0) >> 12
 
     # It accepts it; Linux's own driver works with the disk, and all that passes is sealed.
     assert guest.tell(f"{GUEST}/accept") == ""
-    assert device.state is State.RUN
-    before = guest.site.behind.packets
-    assert guest.probe() == "", guest.said()
-    _, read = guest.sh("head -c 512 /dev/vda | tr Z y | head -c 8; "
-                       "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")
-    assert read == "y" * 8
-    assert bytes(guest.site.content.read(0, 4096)) == bytes(4096)
-    assert guest.site.behind.packets > before + 100
-    assert device.tdi.read_bar(0, 0, 4) == b"\xff" * 4
+    assert site.is_in(State.RUN)
+    before = site.behind.packets
+    assert guest.use() == "y" * 8, guest.said()
+    assert bytes(site.content.read(0, 4096)) == bytes(4096)
+    assert site.behind.packets > before + 100
+    assert site.device.tdi.read_bar(0, 0, 4) == b"\xff" * 4
 
     # And back.
     assert guest.tell(f"{FILES}/driver/unbind") == ""
     assert guest.tell(f"{GUEST}/unlock") == ""
-    assert device.state is State.CONFIG_UNLOCKED
+    assert guest.tell(f"{GUEST}/unlock") == "No such device or address"
+    assert site.is_in(State.CONFIG_UNLOCKED)
     assert guest.tell(f"{TSM}/unbind") == ""
     assert guest.tell(f"{FILES}/tsm/disconnect", "tsm0") == ""
     assert guest.read(f"{FILES}/authenticated") == ""
-    assert device.stream.is_new
+    assert site.stream.is_new
     assert port.stream.is_new
     assert not port.lost
+
+
+def test_what_was_given_back_can_be_had_again(guest: Guest) -> None:
+    for _ in range(2):
+        assert guest.run() == ["", "", "", ""]
+        assert guest.tell(f"{GUEST}/unlock") == ""
+        assert guest.tell(f"{GUEST}/lock") == ""
+        assert guest.tell(f"{GUEST}/accept") == ""
+        # All at once: the core unbinds, and the interface is stopped.
+        assert guest.tell(f"{FILES}/tsm/disconnect", "tsm0") == ""
+        assert guest.site.is_in(State.CONFIG_UNLOCKED)
+        assert guest.tell(f"{GUEST}/unlock") == ""
+
+
+_AT_CONNECT = {"measurements", "certificates", "freshness", "connection"}
+
+
+@pytest.mark.parametrize(("spoil", "why"), SPOILT,
+                         ids=lambda value: value if isinstance(value, str) else value.__name__.strip("_"))
+def test_a_device_that_is_not_as_the_policy_has_it(guest: Guest, spoil: Callable[[Any, Any], None], why: str) -> None:
+    spoil(guest.site.device, guest.soon)
+    refused = "Permission denied"
+    assert guest.run() == ([refused, "Invalid argument", *["No such device or address"] * 2] if why in _AT_CONNECT else
+                           ["", "", refused, "No such device or address"])
+    assert f"not trusted by policy test: {why}" in guest.said()
+    assert not guest.site.is_in(State.RUN)
+    assert guest.read(f"{FILES}/authenticated") == ("" if why in _AT_CONNECT else "tsm0")
+
+
+def test_a_host_that_puts_a_packet_of_its_own_on_the_link(guest: Guest) -> None:
+    assert guest.run() == ["", "", "", ""]
+    site = guest.site
+    assert site.device.link is not None
+    site.device.link.deliver(bytes(32))
+    assert site.is_in(State.ERROR)
+    assert site.stream.state is StreamState.INSECURE
+    # Nothing comes of it but an end; then the host can begin again.
+    assert guest.tell(f"{GUEST}/accept") != ""
+    assert guest.tell(f"{FILES}/tsm/disconnect", "tsm0") == ""
+    assert site.is_in(State.CONFIG_UNLOCKED)
+    assert site.stream.is_new
+    assert guest.tell(f"{GUEST}/unlock") == ""
+    assert guest.run() == ["", "", "", ""]
+
+
+def test_a_tsm_that_dies(guest: Guest) -> None:
+    assert guest.run() == ["", "", "", ""]
+    guest.sh("kill -9 $(cat /mnt/tsm.pid); while [ -e /sys/class/tsm/tsm0 ]; do sleep 0.05; done")
+    assert guest.sh(f"ls {FILES}/tsm")[0] != 0
+    assert not guest.site.is_in(State.RUN)
+    assert guest.site.stream.is_new
+    guest.start_tsm()
+    assert guest.run() == ["", "", "", ""]
+    assert guest.use() == "y" * 8
+
+
+def test_a_function_that_is_pulled_out_while_it_runs(guest: Guest) -> None:
+    assert guest.run() == ["", "", "", ""]
+    assert guest.sh(f"echo 1 >{FILES}/remove")[0] == 0
+    assert not guest.site.is_in(State.RUN)
+    assert guest.site.stream.is_new
+
+
+def test_one_tsm_at_a_time(guest: Guest) -> None:
+    status, said = guest.sh(f"PYTHONDONTWRITEBYTECODE=1 {sys.executable} -m chamber tdisp tsm --policy {guest.policy}")
+    assert (status, "/dev/chamber-tsm: Device or resource busy" in said) == (2, True)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import PCI, PCI_LINUX, Aim, Attack, AttackSpec, Surface
 from chamber.attacks.config import lies_about
 from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR
-from chamber.wire.pci import CONVENTIONAL_SIZE, EXPRESS, HEADER, MSIX, CapabilityId, Status
+from chamber.wire.ide_capability import ASSOCIATION, SELECTIVE, IdeSupport, StreamControl
+from chamber.wire.ide_capability import CAPABILITY as CAPABILITY_OF_IDE
+from chamber.wire.pci import (
+    CONFIG_SIZE,
+    CONVENTIONAL_SIZE,
+    EXPRESS,
+    HEADER,
+    MSIX,
+    CapabilityId,
+    ExtendedId,
+    Status,
+)
 from chamber.wire.virtio import DeviceType
 from chamber.wire.virtio_pci import (
     CAPABILITY,
@@ -33,6 +44,8 @@ PCI_DEVICES: Final = (DeviceType.BLOCK, DeviceType.NET)
 """Whose functions lie: the code that believes them is the same for all types, but for how many queues there are."""
 _SPEC: Final = "virtio 1.4, 4.1.4"
 _PAGE: Final = 4096
+_INTEGRATED_ENDPOINT: Final = 0x0092
+"""PCI Express capability, version 2, endpoint of the root complex."""
 
 Patch = dict[int, bytes]
 """Bytes of configuration space to say otherwise, by their offset."""
@@ -230,6 +243,26 @@ def _extended_end(_function: VirtioPci) -> Patch:
             0xFFC: (0x10 | 1 << 16).to_bytes(4, "little")}
 
 
+def _ide(streams: int, ranges: int, control: int = 0) -> Patch:
+    """An IDE extended capability alone, as many of its streams as fit into configuration space."""
+    head = CAPABILITY_OF_IDE.pack(id=ExtendedId.IDE, version_next=1,
+                                  capabilities=IdeSupport.SELECTIVE | streams - 1 << 16)
+    block = SELECTIVE.pack(capabilities=ranges, control=control) + bytes(ASSOCIATION.size * ranges)
+    return {CONVENTIONAL_SIZE: bytes(head + block * streams)[:CONFIG_SIZE - CONVENTIONAL_SIZE]}
+
+
+def _ide_without_port(_function: VirtioPci) -> Patch:
+    return _ide(1, 0)
+
+
+def _integrated(patch: Patch) -> Callable[[VirtioPci], Patch]:
+    """The same in an endpoint of the root complex, which has no port above it."""
+    def made(function: VirtioPci) -> Patch:
+        at = find_capability(function, CapabilityId.EXPRESS)
+        return {**patch, **field_patch(EXPRESS, at, "capabilities", _INTEGRATED_ENDPOINT)}
+    return made
+
+
 _HEADERS: Final[tuple[tuple[str, str, Callable[[VirtioPci], Patch], str], ...]] = (
     ("next-loop", "links the capabilities into a circle", _loop, "PCIe 6.0, 7.5.3.1"),
     ("next-self", "has a capability follow on itself", _self_loop, "PCIe 6.0, 7.5.3.1"),
@@ -269,12 +302,18 @@ _HEADERS: Final[tuple[tuple[str, str, Callable[[VirtioPci], Patch], str], ...]] 
      "PCIe 6.0, 7.7.2.3"),
     ("msix-over-registers", "has its MSI-X table where the common configuration is",
      _standard(CapabilityId.MSIX, MSIX, {"table": REGISTER_BAR}), "PCIe 6.0, 7.7.2.3"),
+    ("ide-without-port", "has an encrypted stream, and no root port", _ide_without_port, "PCIe 6.1, 7.9.26"),
+    ("ide-streams-beyond", "has more encrypted streams than configuration space has room for",
+     _integrated(_ide(256, 15)), "PCIe 6.1, 7.9.26"),
+    ("ide-streams-on", "has encrypted streams that are on, all of one number",
+     _integrated(_ide(4, 0, StreamControl.ENABLE | 1 << 24)), "PCIe 6.1, 7.9.26.5.2"),
     ("express-version", "has a PCI Express capability of version 15",
      _standard(CapabilityId.EXPRESS, EXPRESS, {"capabilities": 0xF}), "PCIe 6.0, 7.5.3.2"),
 )
 
 _ALTERNATING: Final = frozenset({"device-changing", "vendor-changing", "bar-moved"})
-_LINUX_ONLY: Final = _ALTERNATING | {"extended-loop", "extended-end", "class-bridge", "express-version"}
+_LINUX_ONLY: Final = _ALTERNATING | {"extended-loop", "extended-end", "class-bridge", "express-version",
+                               "ide-without-port", "ide-streams-beyond", "ide-streams-on"}
 """What the model never reads, or reads once."""
 
 _GONE: Final = (

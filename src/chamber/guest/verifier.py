@@ -139,6 +139,7 @@ class Verifier:
         self._described = described
         self._flags = flags
         self._tdisp = TdispRequester(lambda data: self._say(Protocol.TDISP, data), function_id)
+        self._function: VirtioFunction | None = None
         self.seen = Attested()
 
     def _say(self, protocol: Protocol, data: bytes) -> bytes:
@@ -221,6 +222,7 @@ class Verifier:
             if state is not State.RUN:
                 self._fail("start", f"the interface is in {state.name}")
             said.append("RUN")
+        self.seen.function = self._function
 
     def stop(self) -> None:
         """Stop the interface, and keep the session; what was said of it is forgotten.
@@ -233,7 +235,7 @@ class Verifier:
             self._tdisp.stop()
         names = [check.name for check in self.seen.checks]
         del self.seen.checks[names.index("lock") if "lock" in names else names.index("stop"):]
-        self.seen.report = self.seen.info = self.seen.function = None
+        self.seen.report = self.seen.info = self.seen.function = self._function = None
         self.seen.ranges = {}
 
     def give_up(self) -> None:
@@ -312,6 +314,8 @@ class Verifier:
     def _lock(self) -> None:
         with self._checking("lock") as said:
             capabilities = self._tdisp.negotiate(self._flags)
+            if self._tdisp.state() is not State.CONFIG_UNLOCKED:
+                self._tdisp.stop()  # a guest that died has left it so
             self._tdisp.lock(self._flags, 0 if self._stream is None else self._stream.stream_id,
                              reporting_offset=self._offset)
             state = self._tdisp.state()
@@ -346,4 +350,4 @@ class Verifier:
                 self._fail("device", f"its features are {info.features:#x}")
             else:
                 said.append(f"virtio type {info.device_type}")
-        self.seen.function = function
+        self._function = function
