@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from chamber.lab.kernel.changes import change, changed_files, unchanged_parts
+from chamber.lab.kernel.changes import TSM_CORE, change, changed_files, unchanged_parts
 from chamber.lab.kernel.config import fragment, missing
 from chamber.lab.kernel.drivers import CORE, SOURCES
 from chamber.lab.kernel.edits import edit_tree
@@ -118,8 +118,10 @@ def _name(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], k
 
 def _additions(tree: Path, read: Callable[[str], bytes | None]) -> dict[str, bytes]:
     """Return Chamber's own files, and the lines that bring them into the build and count what the drivers execute."""
-    changed = {f"{_PLACE}/{place}{path.name}": path.read_bytes()
-               for folder, place in ((_OWN, ""), (_TSM, "tsm/")) for path in sorted(folder.iterdir())}
+    changed = {f"{_PLACE}/{path.name}": path.read_bytes() for path in sorted(_OWN.iterdir())}
+    if (tree / TSM_CORE).exists():
+        changed |= {f"{_PLACE}/tsm/{path.name}": path.read_bytes() for path in sorted(_TSM.iterdir())}
+        changed[f"{_PLACE}/Kconfig"] += f'\nsource "{_PLACE}/tsm/Kconfig"\n'.encode()
 
     def append(path: str, line: str) -> None:
         before = changed.get(path) or read(path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ("change", "changed_files", "unchanged_parts")
+__all__ = ("TSM_CORE", "change", "changed_files", "unchanged_parts")
 
 _CHANGES: Final[dict[str, tuple[tuple[bytes, bytes], ...]]] = {
     "arch/um/drivers/virtio_uml.c": (
@@ -65,7 +65,9 @@ static void __iomem *um_pci_map_bus("""),
     "arch/um/Kconfig": ((b"config HZ\n\tint\n\tdefault 100\n", b"config HZ\n\tint\n\tdefault 1000\n"),),
 }
 
-_ONLY_WITH: Final = {"arch/um/drivers/virt-pci.c": "drivers/pci/tsm.c"}
+TSM_CORE: Final = "drivers/pci/tsm.c"
+"""Where a kernel has its TSM core, if it has one."""
+_ONLY_WITH: Final = {"arch/um/drivers/virt-pci.c": TSM_CORE}
 """What there is no use for in a kernel without another file."""
 
 
