@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from chamber.cli.main import run
+from chamber.device.tdi import PLACES
+from chamber.device.virtio_pci import REGISTER_BAR
+from chamber.guest.doe import DoeRequester, find_mailbox
+from chamber.guest.spdm_requester import SpdmRequester
+from chamber.guest.trust_policy import load_trust
+from chamber.guest.untrusted import ENFORCING
+from chamber.guest.verifier import Verifier
+from chamber.link.vfio_client import VfioClient
+from chamber.wire.doe import PCI_SIG, DataObject, DoeType
+from chamber.wire.pci import HEADER, Command
+from chamber.wire.tdisp import FunctionId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(120)
+_CONFIG_REGION = 7
+"""Of a PCI function over vfio-user (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[str]:
+def serving(*arguments: str, over: tuple[str, str] = ("--listen", "127.0.0.1:0")) -> Iterator[str]:
     """Serve a device; give its address."""
-    command = (sys.executable, "-m", "chamber", "tdisp", "serve", "--listen", "127.0.0.1:0", *arguments)
+    command = (sys.executable, "-m", "chamber", "tdisp", "serve", *over, *arguments)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            said = re.match(r"serving \w+ on (127\.0\.0\.1:\d+), function 0x\w{4}", process.stderr.readline())
+            said = re.match(r"serving \w+ on (127\.0\.0\.1:\d+|/\S+), function 0x\w{4}", process.stderr.readline())
             assert said is not None
             yield said[1]
         finally:
@@ -38,6 +53,36 @@ def serving(*arguments: str) -> Iterator[str]:
             finally:
                 process.kill()
     assert process.returncode == 0
+
+
+def test_a_device_over_vfio_user_is_taken_through_its_mailbox(tmp_path: Path) -> None:
+    policy, socket = tmp_path / "trust.toml", tmp_path / "socket"
+    with (serving("--device", "net", "--write-policy", str(policy), "--function", "0008",
+                  over=("--socket", str(socket))), VfioClient(socket) as client):
+        def read(at: int) -> int:
+            return int.from_bytes(client.read(_CONFIG_REGION, at, 4), "little")
+
+        def write(at: int, word: int) -> None:
+            client.write(_CONFIG_REGION, at, word.to_bytes(4, "little"))
+
+        for bar, base in PLACES.items():
+            write(HEADER[f"bar{bar}"].offset, base)
+        write(HEADER["command"].offset, Command.MEMORY | Command.BUS_MASTER)
+        at = find_mailbox(read)
+        assert at is not None
+        mailbox = DoeRequester(read, write, at, ENFORCING)
+
+        def exchange(payload: bytes, secured: bool) -> bytes:
+            return mailbox.exchange(DataObject(PCI_SIG, DoeType.SECURED_SPDM if secured else DoeType.SPDM, payload),
+                                    1 << 14)
+
+        verifier = Verifier(SpdmRequester(exchange, os.urandom), FunctionId(8), load_trust(policy),
+                            now=datetime.now(UTC), random=os.urandom, mapped=PLACES)
+        assert verifier.attest().info is not None
+        assert client.read(REGISTER_BAR, 0, 4) == bytes(4)
+        # Configuration is held: a base address that is moved ends it.
+        write(HEADER[f"bar{REGISTER_BAR}"].offset, 0x9000_0000)
+        assert client.read(REGISTER_BAR, 0, 4) == b"\xff" * 4
 
 
 @pytest.mark.parametrize("transport", ["doe", "mctp", "tcp"])
@@ -94,7 +139,11 @@ def test_a_report_that_no_driver_is_bound_by(tmp_path: Path, capsys: pytest.Capt
     (["attest", "--connect", "127.0.0.1:1", "--policy", "/nonexistent"], "/nonexistent"),
     (["serve", "--listen", "127.0.0.1:0", "--function", "zz"], "no requester id"),
     (["serve", "--listen", "127.0.0.1:0", "--write-policy", "/nonexistent/x"], "/nonexistent/x"),
-    (["serve", "--listen", "192.0.2.1:80"], "192.0.2.1:80"),
+    (["serve", "--listen", "192.0.2.1:80"], "192.0.2.1:80"), (["serve"], "either --listen or --socket"),
+    (["serve", "--listen", "127.0.0.1:0", "--socket", "/tmp/x"], "either --listen or --socket"),
+    (["serve", "--socket", "/nonexistent/x"], "/nonexistent/x"),
+    (["serve", "--socket", "/tmp/x", "--once"], "go with --listen"),
+    (["tsm", "--policy", "/nonexistent"], "/nonexistent"),
     (["report", "/nonexistent"], "/nonexistent"), (["report", "/dev/null"], "no interface report"),
     (["compare", "127.0.0.1:1", "127.0.0.1:1"], "127.0.0.1:1")])
 def test_what_can_not_be_done_is_said_in_one_line(arguments: list[str], why: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,8 +20,11 @@ from chamber.device.virtio_pci import VirtioPci
 from chamber.link import listener
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from chamber.attacks.attack import Attack
     from chamber.device.base import Device
+    from chamber.link.vfio_user import ServableFunction
     from chamber.wire.virtio import DeviceType
 
 __all__ = ("serve",)
@@ -117,26 +121,38 @@ def serve(device: str, path: Path, protocol: str, name: str | None, trace: bool,
 
 def serve_device(device: Device, path: Path, *, trace: bool, inband: bool = False, pci: bool = False) -> None:
     """Serve until KeyboardInterrupt, `pci` in a PCI function; the device is closed at the end whatever happens."""
-    show = (lambda line: click.echo(printable(line))) if trace else None
+    show, what = (lambda line: click.echo(printable(line))) if trace else None, f"{device.type.short} on {path}"
+    if pci:
+        serve_over_vfio(VirtioPci(device), path, what, show)
+        return
+    with contextlib.closing(device), _listening_on(path):
+        listener.serve(device, path, trace=show, inband=inband, ready=lambda: _ready(what))
 
-    def ready() -> None:
-        click.echo(f"serving {device.type.short} on {path}", err=True)
 
+def serve_over_vfio(function: ServableFunction, path: Path, what: str,
+                    trace: Callable[[str], None] | None = None) -> None:
+    """Serve a PCI function until KeyboardInterrupt; it is closed at the end whatever happens."""
+    with contextlib.closing(function), _listening_on(path):
+        listener.serve_function(function, path, trace=trace, ready=lambda: _ready(what))
+
+
+def _ready(what: str) -> None:
+    click.echo(f"serving {what}", err=True)
+
+
+@contextlib.contextmanager
+def _listening_on(path: Path) -> Iterator[None]:
+    """Have what is wrong with a socket's path be the user's."""
     try:
         if len(bytes(path)) > _PATH_LIMIT:
             raise click.UsageError(f"{path}: longer than the {_PATH_LIMIT} bytes of a socket's path")
         if path.exists() and not path.is_socket():
             raise click.UsageError(f"{path}: exists and is no socket")
-        if pci:
-            listener.serve_function(VirtioPci(device), path, trace=show, ready=ready)
-        else:
-            listener.serve(device, path, trace=show, inband=inband, ready=ready)
+        yield
     except FileExistsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.UsageError(f"{path}: {error.strerror}") from None
-    finally:
-        device.close()
 
 
 def _attack(name: str | None, kind: DeviceType) -> Attack | None:

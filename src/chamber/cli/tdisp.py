@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from chamber.assess.printable import printable
 from chamber.cli.interrupt import InterruptOnce
+from chamber.cli.serve import serve_over_vfio
 from chamber.cli.tdisp_compare import ask_everything
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.spdm_identity import KEY_KINDS, make_slot
-from chamber.device.trusted_function import TrustedFunction
+from chamber.device.trusted_function import BehindRootPort, TrustedFunction
 from chamber.device.virtio_pci import VirtioPci
 from chamber.guest.doe import DoeRequester, Silence
 from chamber.guest.spdm_requester import SpdmRequester
@@ -45,6 +46,7 @@ from chamber.wire.virtio import DeviceType, feature_names
 
 if TYPE_CHECKING:
     from chamber.guest.verifier import Attested
+    from chamber.platform.dma import Dma
     from chamber.platform.spdm_chain import CertificateSlot
 
 __all__ = ("tdisp_group",)
@@ -94,7 +96,9 @@ def _function_id(text: str) -> FunctionId:
 
 
 @tdisp_group.command()
-@click.option("--listen", "address", type=_Address(), required=True, help="Where; port 0 for any that is free.")
+@click.option("--listen", "address", type=_Address(), help="Where; port 0 for any that is free.")
+@click.option("--socket", "path", type=click.Path(path_type=Path),
+              help="Or over vfio-user, as a function of a virtual machine, where --function says.")
 @_transport
 @click.option("--device", "short", type=click.Choice(sorted(_KINDS)), default="blk", show_default=True)
 @click.option("--key", type=click.Choice(sorted(KEY_KINDS)), default="P-384", show_default=True,
@@ -103,18 +107,38 @@ def _function_id(text: str) -> FunctionId:
 @click.option("--write-policy", type=click.Path(path_type=Path), help="Write a policy that trusts this device here.")
 @click.option("--once", is_flag=True, help="End with the first connection.")
 @click.option("--trace", is_flag=True, help="Print what is said.")
-def serve(address: tuple[str, int], transport: str, short: str, key: str, function: str, write_policy: Path | None,
-          once: bool, trace: bool) -> None:
+def serve(address: tuple[str, int] | None, path: Path | None, transport: str, short: str, key: str, function: str,
+          write_policy: Path | None, once: bool, trace: bool) -> None:
     """Serve a trusted virtio device, with an identity that is made for it now."""
+    if (address is None) == (path is None):
+        raise click.UsageError("either --listen or --socket")
+    if path is not None and (once or transport != "doe"):
+        raise click.UsageError("--once and --transport go with --listen; over vfio-user there is a mailbox")
     identity, number, chosen = make_slot(key, name=f"virtio-{short}"), _function_id(function), _TRANSPORTS[transport]
-    device = TrustedFunction(
-        VirtioPci(make_device(_KINDS[short])), identity, shared=_NO_GUEST, private=_NO_GUEST,
-        measurements=lambda: _MEASURED, routing_id=int(number), sequence_size=chosen.sequence_size,
-        spoken=tuple(_VERSIONS.values()),
-        log=(lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
+
+    def make(virtio: VirtioPci, memory: Dma) -> TrustedFunction:
+        return TrustedFunction(
+            virtio, identity, shared=memory, private=memory, measurements=lambda: _MEASURED, routing_id=int(number),
+            stream_id=0 if path is None else None, sequence_size=chosen.sequence_size if path is None else 0,
+            spoken=tuple(_VERSIONS.values()),
+            log=(lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
+
     if write_policy is not None:
         _write_policy(write_policy, identity, short)
+    device = VirtioPci(make_device(_KINDS[short]))
+    with InterruptOnce():
+        try:
+            if path is not None:
+                serve_over_vfio(BehindRootPort(device, make), path, f"{short} on {path}, function {int(number):#06x}")
+            elif address is not None:
+                _serve_messages(make(device, _NO_GUEST), address, chosen, f"{short} on {address[0]}:{{port}}, function "
+                                f"{int(number):#06x}", once=once, trace=trace)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
 
+
+def _serve_messages(device: TrustedFunction, address: tuple[str, int], chosen: Transport, what: str, *, once: bool,
+                    trace: bool) -> None:
     def answer(message: bytes) -> bytes | None:
         if chosen is Transport.DOE:
             asked = DataObject.decode(message)
@@ -139,19 +163,17 @@ def serve(address: tuple[str, int], transport: str, short: str, key: str, functi
     try:
         server = SpdmServer(address, chosen, answer_or_drop, connected)
     except OSError as error:
+        device.close()
         raise click.UsageError(f"{address[0]}:{address[1]}: {error.strerror or error}") from None
-    with InterruptOnce():
-        try:
-            click.echo(f"serving {short} on {address[0]}:{server.port}, function {int(number):#06x}", err=True)
-            while True:
-                server.serve_one()
-                if once:
-                    return
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-        finally:
-            server.close()
-            device.close()
+    try:
+        click.echo(f"serving {what.format(port=server.port)}", err=True)
+        while True:
+            server.serve_one()
+            if once:
+                return
+    finally:
+        server.close()
+        device.close()
 
 
 def _write_policy(path: Path, identity: CertificateSlot, short: str) -> None:

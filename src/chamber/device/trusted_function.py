@@ -231,6 +231,24 @@ class BehindRootPort:
         function.raise_vector, function.wire = raise_vector, raise_pin
         self._virtio.device.schedule = later
 
+    @property
+    def bar_sizes(self) -> list[int]:
+        """Bytes of each BAR, 0 where there is none."""
+        return self._virtio.bar_sizes
+
+    @property
+    def vectors(self) -> int:
+        """MSI-X vectors."""
+        return self._virtio.vectors
+
+    def pollable(self) -> dict[int, Callable[[], None]]:
+        """What the device waits for."""
+        return self._virtio.pollable()
+
+    def close(self) -> None:
+        """End all sessions, and close the device."""
+        self.trusted.close()
+
     def log(self, line: str) -> None:
         """Add a line to the device's transcript."""
         self._virtio.log(line)
