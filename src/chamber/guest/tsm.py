@@ -29,7 +29,6 @@ __all__ = ("Port", "PortRefused", "Tsm")
 _SCOPES: Final = {GuestRequest.REPORT: Scope.INFO}
 _NOT_TRUSTED: Final = -errno.EACCES
 _NOT_NOW: Final = -errno.ENXIO
-_BUSY: Final = -errno.EBUSY
 _INVALID: Final = -errno.EINVAL
 _NO_PORT: Final = -errno.EIO
 _TOO_LONG: Final = -errno.EMSGSIZE
@@ -125,8 +124,10 @@ class Tsm:
         self._devices.clear()
 
     def _connect(self, request: TsmRequest) -> TsmAnswer:
-        if request.function in self._devices:
-            return TsmAnswer(request.number, _BUSY)
+        known = self._devices.pop(request.function, None)
+        if known is not None:  # whoever asked before was killed while it waited for the answer
+            self._release(known)
+            known.verifier.give_up()
         port = None if request.stream == NO_STREAM else self._port(request.port, request.stream)
 
         def exchange(payload: bytes, secured: bool) -> bytes:
@@ -150,10 +151,10 @@ class Tsm:
             return TsmAnswer(request.number, _NOT_NOW)
         match request.operation:
             case TsmOperation.BIND:
+                self._stop(device)  # as above
                 # A device with more than one interface would have them under one session.
-                fits = request.interface == request.function & 0xFFFF and not device.bound
-                device.bound = device.bound or fits
-                return TsmAnswer(request.number, 0 if fits else _INVALID)
+                device.bound = request.interface == request.function & 0xFFFF
+                return TsmAnswer(request.number, 0 if device.bound else _INVALID)
             case TsmOperation.UNBIND:
                 self._stop(device)
                 device.bound = False
