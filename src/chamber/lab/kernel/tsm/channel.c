@@ -20,9 +20,10 @@ struct asked {
 	int status;
 };
 
-/* Of the two below. What is on the list belongs to whoever waits, who takes it off. */
+/* Of the three below. What is on the list belongs to whoever waits, who takes it off. */
 static DEFINE_MUTEX(asked_lock);
 static LIST_HEAD(all_asked);
+static unsigned int untold;
 static bool is_open;
 static DECLARE_WAIT_QUEUE_HEAD(has_question);
 /* One process after the other: registering takes locks that an operation under way holds. */
@@ -40,11 +41,14 @@ int chamber_tsm_ask(struct chamber_question *question)
 			return -ENXIO;
 		asked.number = ++last;
 		list_add_tail(&asked.list, &all_asked);
+		WRITE_ONCE(untold, untold + 1);
 	}
 	wake_up_interruptible(&has_question);
 	rc = wait_for_completion_killable(&asked.done);
 	guard(mutex)(&asked_lock);
 	list_del(&asked.list);
+	if (!asked.told)
+		WRITE_ONCE(untold, untold - 1);
 	return completion_done(&asked.done) || !rc ? asked.status : -EINTR;
 }
 
@@ -82,12 +86,6 @@ static struct asked *find_told(u32 number)
 	return NULL;
 }
 
-static bool is_asked(void)
-{
-	guard(mutex)(&asked_lock);
-	return find_untold();
-}
-
 static ssize_t channel_read(struct file *file, char __user *to, size_t count, loff_t *at)
 {
 	struct chamber_tsm_request request;
@@ -96,7 +94,7 @@ static ssize_t channel_read(struct file *file, char __user *to, size_t count, lo
 	int rc;
 
 	for (;;) {
-		rc = wait_event_interruptible(has_question, is_asked());
+		rc = wait_event_interruptible(has_question, READ_ONCE(untold));
 		if (rc)
 			return rc;
 		guard(mutex)(&asked_lock);
@@ -121,6 +119,7 @@ static ssize_t channel_read(struct file *file, char __user *to, size_t count, lo
 		    copy_to_user(to + sizeof(request), question->data, question->size))
 			return -EFAULT;
 		asked->told = true;
+		WRITE_ONCE(untold, untold - 1);
 		return sizeof(request) + question->size;
 	}
 }
