@@ -145,14 +145,28 @@ def test_a_device_that_acknowledges_something_else_is_given_up(lie: object) -> N
         pair.requester.start_session(0)
 
 
-@given(st.binary(max_size=400), st.integers(42, 120))
-def test_what_is_cut_is_put_together_again(data: bytes, size: int) -> None:
+@pytest.mark.parametrize(("version", "get", "ack", "chunk"), [
+    (0x13, "13860005 0201", "13050005 0201 aabb", "13850105 0201 0000 02000000 aabb"),
+    (0x14, "14860005 02010000", "14050005 02010000 aabb", "14850105 02010000 02000000 aabb")])
+def test_the_width_of_numbers_is_the_versions(version: int, get: str, ack: str, chunk: str) -> None:
+    asked, piece = ChunkGet(5, 0x102), Chunk(5, 0x102, b"\xaa\xbb", last=True)
+    answer = ChunkAck(5, 0x102, b"\xaa\xbb")
+    assert asked.encode(version) == bytes.fromhex(get)
+    assert answer.encode(version) == bytes.fromhex(ack)
+    assert piece.encode(version, SpdmCode.CHUNK_SEND) == bytes.fromhex(chunk)
+    assert ChunkGet.decode(bytes.fromhex(get)) == asked
+    assert ChunkAck.decode(bytes.fromhex(ack)) == answer
+    assert Chunk.decode(bytes.fromhex(chunk), SpdmCode.CHUNK_SEND) == piece
+
+
+@given(st.binary(max_size=400), st.integers(42, 120), st.sampled_from([0x12, 0x14]))
+def test_what_is_cut_is_put_together_again(data: bytes, size: int, version: int) -> None:
     if not data:
         return
     cutter, assembly = Cutter(7, data, size), Assembly(7, 400)
     sequence = 0
     while True:
-        encoded = cutter.piece(sequence).encode(0x12, SpdmCode.CHUNK_SEND)
+        encoded = cutter.piece(sequence).encode(version, SpdmCode.CHUNK_SEND)
         assert len(encoded) <= size
         assert message_size(encoded + bytes(3)) == len(encoded)
         whole = assembly.take(Chunk.decode(encoded, SpdmCode.CHUNK_SEND))
@@ -165,9 +179,9 @@ def test_what_is_cut_is_put_together_again(data: bytes, size: int) -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([SpdmCode.CHUNK_SEND, SpdmCode.CHUNK_RESPONSE, SpdmCode.CHUNK_SEND_ACK,
-                                                SpdmCode.CHUNK_GET]))
-def test_any_bytes_are_a_piece_or_a_typed_error(data: bytes, code: SpdmCode) -> None:
-    message = bytes((0x12, code)) + data
+                                                SpdmCode.CHUNK_GET]), st.sampled_from([0x12, 0x14]))
+def test_any_bytes_are_a_piece_or_a_typed_error(data: bytes, code: SpdmCode, version: int) -> None:
+    message = bytes((version, code)) + data
     for decode in (lambda: Chunk.decode(message, code), lambda: ChunkAck.decode(message),
                    lambda: ChunkGet.decode(message)):
         try:

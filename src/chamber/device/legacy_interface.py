@@ -71,10 +71,7 @@ class LegacyInterface:
         if not page:
             self._common.take_back(self._common.get("queue_select"))
             return
-        layout = SplitLayout(self._common.get("queue_size"))
-        start = page * LEGACY_PAGE
-        driver = start + layout.desc_bytes
-        end = driver + layout.avail_bytes
-        for name, value in (("queue_desc", start), ("queue_driver", driver),
-                            ("queue_device", -(-end // LEGACY_PAGE) * LEGACY_PAGE), ("queue_enable", 1)):
-            self._common.put(name, value)
+        areas = SplitLayout(self._common.get("queue_size")).legacy_areas(page * LEGACY_PAGE)
+        for name, address in zip(("queue_desc", "queue_driver", "queue_device"), areas, strict=True):
+            self._common.put(name, address)
+        self._common.put("queue_enable", 1)

@@ -9,7 +9,7 @@ from typing import Final
 
 from chamber.platform.spdm_chunks import PIECES_SINCE, Assembly, Cutter
 from chamber.wire.spdm import ErrorCode, SpdmCode, head
-from chamber.wire.spdm_chunks import ACK_HEAD, Chunk, ChunkAck, ChunkGet
+from chamber.wire.spdm_chunks import Chunk, ChunkAck, ChunkGet, ack_head
 from chamber.wire.spdm_negotiation import Capabilities, Capability
 
 __all__ = ("Pieces", "Refusal")
@@ -110,7 +110,7 @@ class Pieces:
 
     def acknowledge(self, version: int, chunk: Chunk, session: int, answer: bytes = b"") -> bytes:
         """Return CHUNK_SEND_ACK, with the answer to the whole once there is one."""
-        fitted = self.fitted(answer, session, ACK_HEAD) if answer else b""
+        fitted = self.fitted(answer, session, ack_head(version)) if answer else b""
         return ChunkAck(chunk.handle, chunk.sequence, fitted).encode(version)
 
     def give(self, message: bytes, session: int) -> bytes:

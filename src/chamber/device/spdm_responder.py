@@ -241,7 +241,7 @@ class SpdmResponder:
             answer = handler(message[:message_size(message, agreed)], session)
             if answer is not None and answer[1] not in _PIECES:
                 self._whole = answer
-                answer = self._pieces.fitted(answer, 0 if session is None else session.id)
+                answer = self._pieces.fitted(answer, _number(session))
         except WireError as error:
             self._log(f"refused: {error}")
             self._whole = answer = head(version, SpdmCode.ERROR, ErrorCode.INVALID_REQUEST)
@@ -256,7 +256,7 @@ class SpdmResponder:
     # Messages that are too large for one piece.
 
     def _take_piece(self, message: bytes, session: SpdmSession | None) -> bytes | None:
-        key = 0 if session is None else session.id
+        key = _number(session)
         chunk, large = self._pieces.take(message, key)
         if large is None:
             self._whole = ack = self._pieces.acknowledge(message[0], chunk, key)
@@ -265,7 +265,7 @@ class SpdmResponder:
         return None if answer is None else self._pieces.acknowledge(message[0], chunk, key, answer)
 
     def _give_piece(self, message: bytes, session: SpdmSession | None) -> bytes:
-        self._whole = piece = self._pieces.give(message, 0 if session is None else session.id)
+        self._whole = piece = self._pieces.give(message, _number(session))
         return piece
 
     def _check_order(self, code: SpdmCode, version: int, session: SpdmSession | None) -> None:
@@ -294,7 +294,7 @@ class SpdmResponder:
                       SpdmCode.CHALLENGE}:
             raise Refusal(ErrorCode.UNEXPECTED_REQUEST)
         if code is not SpdmCode.GET_MEASUREMENTS:
-            self._measured.pop(0 if session is None else session.id, None)
+            self._measured.pop(_number(session), None)
 
     def _agreed(self) -> tuple[Suite, Agreed]:
         assert self.suite is not None  # no other request comes before
@@ -455,7 +455,7 @@ class SpdmResponder:
         context = message[-CONTEXT_SIZE:] if suite.version >= 0x13 else b""
         made = Measurements(suite.version, 0 if operation else len(blocks), slot, chosen, self._random(NONCE_SIZE),
                             context=context)
-        key = 0 if session is None else session.id
+        key = _number(session)
         transcript = self._measured.setdefault(key, bytearray(self._negotiated if suite.version >= 0x12 else b""))
         transcript += message + made.signed
         if not signed:
@@ -646,3 +646,8 @@ def _first(names: Mapping[int, str], offered: int, preferred: Sequence[str]) -> 
     """Return the bit of the first of the preferred ones that is offered; 0 if none is."""
     bits = {name: bit for bit, name in names.items()}
     return next((bits[name] for name in preferred if name in bits and bits[name] & offered), 0)
+
+
+def _number(session: SpdmSession | None) -> int:
+    """Return by what a session is told from others, 0 for none."""
+    return 0 if session is None else session.id

@@ -8,10 +8,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from chamber.host.ways import areas
 from chamber.platform.memory import HOST_PAGES
 from chamber.wire.blk import REQUEST, BlkStatus, RequestType
-from chamber.wire.split import DESC, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE
+from chamber.wire.split import DESC, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, SplitLayout
 
 if TYPE_CHECKING:
     from chamber.host.hypervisor import Hypervisor
@@ -42,7 +41,7 @@ class ForeignQueue:
         self._way = way
         self._count = 0
         size = host.virtio.device.queue_size
-        self._desc, self._avail, _ = (address - HOST_PAGES for address in areas(size, HOST_PAGES))
+        self._desc, self._avail, _ = (address - HOST_PAGES for address in SplitLayout(size).legacy_areas(HOST_PAGES))
         way.start(size, HOST_PAGES)
 
     def add(self, kind: RequestType, sector: int, address: int, length: int) -> int:

@@ -112,7 +112,8 @@ class _Modern:
         self.write("device_status", _DRIVER | Status.FEATURES_OK)
         self.write("queue_select", 0)
         self.write("queue_size", size)
-        for name, address in zip(("queue_desc", "queue_driver", "queue_device"), areas(size, at), strict=True):
+        areas = SplitLayout(size).legacy_areas(at)
+        for name, address in zip(("queue_desc", "queue_driver", "queue_device"), areas, strict=True):
             self.write(name, address)
         self.write("queue_enable", 1)
         self.write("device_status", _DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
@@ -267,10 +268,3 @@ class Owner:
         self.stop()
         self._command(Opcode.DEV_PARTS_SET, self._object(PartsUse.SET) + cast("bytes", saved))
         self._command(Opcode.DEV_MODE_SET, bytes(1))
-
-
-def areas(size: int, at: int) -> tuple[int, int, int]:
-    """Addresses of a split queue's areas, as a legacy device has them."""
-    layout = SplitLayout(size)
-    driver = at + layout.desc_bytes
-    return at, driver, -(-(driver + layout.avail_bytes) // LEGACY_PAGE) * LEGACY_PAGE

@@ -14,7 +14,8 @@ from chamber.wire.errors import WireError
 
 __all__ = (
     "CONTEXT_SIZE", "ENCAPSULATED_MORE", "ENCAPSULATED_SLOT", "NONCE_SIZE", "Agreed", "ErrorCode", "Portion", "Reader",
-    "SpdmCode", "certificate_portion", "head", "message_size", "signature_place")
+    "SpdmCode", "certificate_portion", "head", "message_size", "piece_number_size",
+    "signature_place")
 
 _SPEC: Final = "DSP0274"
 _HEAD: Final = 4
@@ -237,11 +238,17 @@ def message_size(data: bytes, agreed: Agreed | None = None, request: bytes = b""
     return reader.at
 
 
+def piece_number_size(version: int) -> int:
+    """Return the bytes of a piece's number: in DMTF's libspdm (`spdm_chunk_send_request_14_t`) as in spdm-rs."""
+    return 4 if version >= 0x14 else 2
+
+
 def _piece(reader: Reader, code: int) -> None:
     """Go over a piece of a message, or the question for one."""
-    sequence = reader.number(2, "the number of the piece")
+    width = piece_number_size(reader.data[0])
+    sequence = reader.number(width, "the number of the piece")
     if code != SpdmCode.CHUNK_GET:
-        reader.skip(2, "what is reserved")
+        reader.skip(4 - width, "what is reserved")
         size = reader.number(4, "the size of the piece")
         reader.skip((0 if sequence else 4) + size, "the piece")
 

@@ -1,7 +1,7 @@
 """Pieces of SPDM messages that are larger than what one end takes at once (DMTF DSP0274 1.2).
 
 What a large message says is looked at when all of it is there. Pieces enter no transcript. Their numbers have two bytes
-in every version here, as they are printed for 1.2 and 1.3.
+in 1.2 and 1.3, and four from 1.4 on.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from chamber.wire.spdm import Reader, SpdmCode, head
+from chamber.wire.spdm import Reader, SpdmCode, head, piece_number_size
 
-__all__ = ("ACK_HEAD", "CHUNK_HEAD", "Chunk", "ChunkAck", "ChunkGet")
+__all__ = ("CHUNK_HEAD", "Chunk", "ChunkAck", "ChunkGet", "ack_head")
 
 _LAST: Final = 1
 _EARLY: Final = 1
 _SIZE: Final = 4
 CHUNK_HEAD: Final = 12
 """Bytes before a piece; the first one has four more, for the size of the whole."""
-ACK_HEAD: Final = 6
-"""Bytes before what acknowledges a piece, or asks for one, goes on with."""
+_HEAD: Final = 4
+
+
+def ack_head(version: int) -> int:
+    """Return the bytes before what acknowledges a piece goes on with."""
+    return _HEAD + piece_number_size(version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Chunk:
     def encode(self, version: int, code: SpdmCode) -> bytes:
         """Return its bytes."""
         size = b"" if self.total is None else self.total.to_bytes(_SIZE, "little")
-        return (head(version, code, _LAST * self.last, self.handle) + self.sequence.to_bytes(2, "little") + bytes(2)
+        # Where a number has two bytes, two more are reserved.
+        return (head(version, code, _LAST * self.last, self.handle) + self.sequence.to_bytes(4, "little")
                 + len(self.data).to_bytes(4, "little") + size + self.data)
 
     @classmethod
@@ -56,8 +61,9 @@ class Chunk:
 
         """
         reader = Reader(data, code)
-        sequence = reader.number(2, "the number of the piece")
-        reader.skip(2, "what is reserved")
+        width = piece_number_size(data[0])
+        sequence = reader.number(width, "the number of the piece")
+        reader.skip(4 - width, "what is reserved")
         size = reader.number(4, "the size of the piece")
         total = None if sequence else reader.number(_SIZE, "the size of the message")
         return cls(data[3], sequence, reader.take(size, "the piece"), bool(data[2] & _LAST), total)
@@ -83,13 +89,13 @@ class ChunkAck:
     def encode(self, version: int) -> bytes:
         """Return its bytes."""
         return (head(version, SpdmCode.CHUNK_SEND_ACK, _EARLY * self.early, self.handle)
-                + self.sequence.to_bytes(2, "little") + self.answer)
+                + self.sequence.to_bytes(piece_number_size(version), "little") + self.answer)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read one; WireError if it is none."""
         reader = Reader(data, SpdmCode.CHUNK_SEND_ACK)
-        sequence = reader.number(2, "the number of the piece")
+        sequence = reader.number(piece_number_size(data[0]), "the number of the piece")
         return cls(data[3], sequence, data[reader.at:], bool(data[2] & _EARLY))
 
 
@@ -108,10 +114,11 @@ class ChunkGet:
 
     def encode(self, version: int) -> bytes:
         """Return its bytes."""
-        return head(version, SpdmCode.CHUNK_GET, 0, self.handle) + self.sequence.to_bytes(2, "little")
+        return (head(version, SpdmCode.CHUNK_GET, 0, self.handle)
+                + self.sequence.to_bytes(piece_number_size(version), "little"))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read one; WireError if it is none."""
-        sequence = Reader(data, SpdmCode.CHUNK_GET).number(2, "the number of the piece")
+        sequence = Reader(data, SpdmCode.CHUNK_GET).number(piece_number_size(data[0]), "the number of the piece")
         return cls(data[3], sequence)

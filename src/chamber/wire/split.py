@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from chamber.wire.virtio_pci import LEGACY_PAGE
+
 __all__ = (
     "AVAIL_F_NO_INTERRUPT",
     "DESC",
@@ -65,6 +67,11 @@ class SplitLayout:
     def used_offset(self) -> int:
         """Where the device area starts if the three areas lie together."""
         return (self.avail_offset + self.avail_bytes + 3) & ~3
+
+    def legacy_areas(self, address: int) -> tuple[int, int, int]:
+        """Where the areas are of a queue that a legacy driver has told the address of (2.7.2)."""
+        driver = address + self.desc_bytes
+        return address, driver, -(-(driver + self.avail_bytes) // LEGACY_PAGE) * LEGACY_PAGE
 
     @property
     def total_bytes(self) -> int:
