@@ -120,7 +120,7 @@ class Guest:
     def start_tsm(self) -> None:
         self.sh(f"PYTHONDONTWRITEBYTECODE=1 {sys.executable} -m chamber tdisp tsm --policy {self.policy} "
                 ">/mnt/tsm.log 2>&1 & echo $! >/mnt/tsm.pid")
-        for _ in range(100):
+        for _ in range(300):
             if "ready" in self.said():
                 return
             time.sleep(0.2)
