@@ -15,6 +15,7 @@ from chamber.device.behind_ide_port import BehindIdePort, PortFunction
 from chamber.device.catalogue import make_device
 from chamber.device.trusted_function import TrustedFunction
 from chamber.device.virtio_pci import MSIX_BAR, REGISTER_BAR, VirtioPci
+from chamber.guest.doe import find_extended
 from chamber.guest.trust_policy import load_trust
 from chamber.guest.tsm import Tsm
 from chamber.lab import linux_tsm
@@ -136,9 +137,8 @@ class Opened:
 
 def find(config: bytearray, wanted: ExtendedId) -> int:
     """Return where an extended capability is."""
-    at = 0x100
-    while int.from_bytes(config[at:at + 2], "little") != wanted:
-        at = int.from_bytes(config[at:at + 4], "little") >> 20
+    at = find_extended(lambda word: int.from_bytes(config[word:word + 4], "little"), wanted)
+    assert at is not None
     return at
 
 

@@ -14,10 +14,10 @@ from chamber.lab.kernel.config import KernelOptions
 from chamber.lab.kernel.source import find_source
 from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_program import run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.tdisp import State
 from chamber.wire.virtio import DeviceType
+from tests.lab.linux_guest import PROBE, USE_DISK, LinuxGuest
 from tests.lab.trusted_disk import SPOILT, TrustedDisk, policy
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1500)]
 SERIES = "7.3"
 
 
-class Guest:
+class Guest(LinuxGuest):
     """A guest with one trusted disk on its bus, which no driver has."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,25 +54,12 @@ class Guest:
     def device(self) -> TrustedFunction:
         return self.disk.device
 
-    def soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_later(0.0, call)
-
-    def close(self) -> None:
-        self._guest.close()
-        self._loop.close()
-
-    def sh(self, command: str, seconds: float = 120.0) -> tuple[int | None, str]:
-        result = run_program(self._guest, "sh", "-c", command, seconds=seconds)
-        return result.status, result.output
-
     def plug(self) -> str:
         """Have the guest find the function, its own driver kept away; return its address."""
         name = self._guest.platform[DeviceType.BLOCK]
         self.sh("echo 0 >/sys/bus/pci/drivers_autoprobe")
         _, before = self.sh("ls /sys/bus/pci/devices")
-        self.sh(f"echo {name} >/sys/bus/platform/drivers/virtio-uml/bind; "
-                "for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-                ">/sys/bus/virtio/drivers_probe; done")
+        self.sh(f"echo {name} >/sys/bus/platform/drivers/virtio-uml/bind; {PROBE}")
         _, after = self.sh("ls /sys/bus/pci/devices")
         (address,) = set(after.split()) - set(before.split())
         return address
@@ -105,9 +92,7 @@ def test_linuxs_own_driver_gets_the_disk_after_a_good_report(guest: Guest, addre
     assert status == 0, said + "\n".join(guest.disk.lines[-20:])
     assert "is trusted by policy test, and virtio-pci has it" in said
     assert guest.device.state is State.RUN
-    status, said = guest.sh("for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-                            ">/sys/bus/virtio/drivers_probe; done; head -c 512 /dev/vda | tr Z y | head -c 8; "
-                            "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")
+    status, said = guest.sh(USE_DISK)
     assert said == "y" * 8
     assert bytes(guest.disk.content.read(0, 4096)) == bytes(4096)
     assert guest.device.state is State.RUN

@@ -20,13 +20,13 @@ from chamber.lab.kernel.config import KernelOptions
 from chamber.lab.kernel.source import find_source
 from chamber.lab.uml_guest import UmlGuest
 from chamber.lab.uml_kernel import find_kernel
-from chamber.lab.uml_program import run_program
 from chamber.link.eventloop import EventLoop
 from chamber.platform.ide import StreamState
 from chamber.wire.ide_capability import NO_STREAM_ID
 from chamber.wire.tdi_report import InterfaceReport
 from chamber.wire.tdisp import State
 from chamber.wire.virtio import DeviceType
+from tests.lab.linux_guest import PROBE, USE_DISK, LinuxGuest
 from tests.lab.trusted_disk import IDENTITY, MEASURED, SPOILT, policy
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Site:
         return self.device.stream
 
 
-class Guest:
+class Guest(LinuxGuest):
     """A kernel that has found both, with the module and nobody at its channel yet; no driver has the disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -92,25 +92,12 @@ class Guest:
     def _provider(self, carried: Callable[[], Any]) -> Callable[[], PciOverVirtio | None]:
         return lambda: PciOverVirtio(carried()) if self._booted else None
 
-    def soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_later(0.0, call)
-
-    def close(self) -> None:
-        self._guest.close()
-        self._loop.close()
-
-    def sh(self, command: str, seconds: float = 120.0) -> tuple[int | None, str]:
-        result = run_program(self._guest, "sh", "-c", command, seconds=seconds)
-        return result.status, result.output
-
     def plug(self) -> None:
         """Have the kernel find both anew."""
         self.site = Site()
         self.sh("echo 0 >/sys/bus/pci/drivers_autoprobe")
         for kind in (_PORT_SLOT, DeviceType.BLOCK):
-            self.sh(f"echo {self._guest.platform[kind]} >/sys/bus/platform/drivers/virtio-uml/bind; "
-                    "for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-                    ">/sys/bus/virtio/drivers_probe; done")
+            self.sh(f"echo {self._guest.platform[kind]} >/sys/bus/platform/drivers/virtio-uml/bind; {PROBE}")
 
     def unplug(self) -> None:
         self.sh(f"echo 1 >/sys/bus/pci/devices/{PORT}/remove")
@@ -146,10 +133,7 @@ class Guest:
     def use(self) -> str:
         """Have the disk's driver take it; read from it and write to it, and return what was read."""
         assert self.tell("/sys/bus/pci/drivers_probe") == ""
-        return self.sh(
-            "for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-            ">/sys/bus/virtio/drivers_probe; done; head -c 512 /dev/vda | tr Z y | head -c 8; "
-            "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")[1]
+        return self.sh(USE_DISK)[1]
 
     def read(self, file: str) -> str:
         return self.sh(f"cat {file}")[1].strip()

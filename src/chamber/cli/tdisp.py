@@ -119,7 +119,7 @@ def serve(address: tuple[str, int] | None, path: Path | None, transport: str, sh
     def make(virtio: VirtioPci, memory: Dma) -> TrustedFunction:
         return TrustedFunction(
             virtio, identity, shared=memory, private=memory, measurements=lambda: _MEASURED, routing_id=int(number),
-            stream_id=0 if path is None else None, sequence_size=chosen.sequence_size if path is None else 0,
+            stream_id=0 if path is None else None, sequence_size=chosen.sequence_size,
             spoken=tuple(_VERSIONS.values()),
             log=(lambda line: click.echo(printable(line))) if trace else (lambda _line: None))
 
@@ -131,13 +131,12 @@ def serve(address: tuple[str, int] | None, path: Path | None, transport: str, sh
             if path is not None:
                 serve_over_vfio(BehindRootPort(device, make), path, f"{short} on {path}, function {int(number):#06x}")
             elif address is not None:
-                _serve_messages(make(device, _NO_GUEST), address, chosen, f"{short} on {address[0]}:{{port}}, function "
-                                f"{int(number):#06x}", once=once, trace=trace)
+                _serve_messages(make(device, _NO_GUEST), address, chosen, once=once, trace=trace)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
 
 
-def _serve_messages(device: TrustedFunction, address: tuple[str, int], chosen: Transport, what: str, *, once: bool,
+def _serve_messages(device: TrustedFunction, address: tuple[str, int], chosen: Transport, *, once: bool,
                     trace: bool) -> None:
     def answer(message: bytes) -> bytes | None:
         if chosen is Transport.DOE:
@@ -166,7 +165,8 @@ def _serve_messages(device: TrustedFunction, address: tuple[str, int], chosen: T
         device.close()
         raise click.UsageError(f"{address[0]}:{address[1]}: {error.strerror or error}") from None
     try:
-        click.echo(f"serving {what.format(port=server.port)}", err=True)
+        click.echo(f"serving {device.tdi.virtio.device.type.short} on {address[0]}:{server.port}, function "
+                   f"{device.routing_id:#06x}", err=True)
         while True:
             server.serve_one()
             if once:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from chamber.device.base import Device
 from chamber.device.late_dma import LateDma
 from chamber.device.link_dma import LinkDma
+from chamber.device.trusted_function import BehindPort
 from chamber.platform.ide import IdeStream
 from chamber.platform.interrupts import InterruptController
 from chamber.platform.root_port import RootPort
@@ -25,58 +26,37 @@ if TYPE_CHECKING:
     from chamber.device.trusted_function import TrustedFunction
     from chamber.device.virtio_pci import VirtioPci
     from chamber.platform.dma import Dma
-    from chamber.platform.pci import PciFunction
 
 __all__ = ("BehindIdePort", "PortFunction")
 
 
-class BehindIdePort:
+class BehindIdePort(BehindPort):
     """The function (implements `chamber.device.pci_over_virtio.Carried`).
 
     Interrupts do not go over the stream: their table is not locked (docs/tsm.md).
 
     Args:
         virtio: the function.
-        make: makes the device, given its function, memory that it reaches without the T bit and with it, and the number
-            of its stream.
+        make: makes the device, given its function, and memory that it reaches without the T bit and with it.
 
     Attributes:
-        trusted: the device.
         port: what is above it.
         packets: how many went over the stream, down and up.
 
     """
 
     def __init__(self, virtio: VirtioPci, make: Callable[[VirtioPci, Dma, Dma], TrustedFunction]) -> None:
-        self._virtio = virtio
-        self._lent = LateDma()
         self._link = LinkDma(self.up, requester=0)
         self.packets = 0
-        self.trusted = make(virtio, self._lent, self._link)
+        super().__init__(virtio, lambda function, memory: make(function, memory, self._link))
         assert self.trusted.link is not None
         self._link.stream, self.trusted.link.working = self.trusted.stream, self._link.working
         self.port = RootPort(_Below(self), IdeStream(NO_STREAM_ID), private=self._lent, shared=self._lent,
                              interrupts=InterruptController())
         self._later: Callable[[float, Callable[[], None]], None] | None = None
 
-    @property
-    def device(self) -> Device:
-        """The virtio device."""
-        return self._virtio.device
-
-    @property
-    def function(self) -> PciFunction:
-        """The function."""
-        return self._virtio.function
-
-    @property
-    def dma(self) -> Dma:
-        """Guest memory, lent by whoever has the function on a bus."""
-        return self._lent
-
-    @dma.setter
-    def dma(self, memory: Dma) -> None:
-        self._lent.target = memory
+    def _lend(self, memory: Dma) -> None:
+        super()._lend(memory)
         if self._later is None:
             self._later, self.device.schedule = self.device.schedule, self._work_later
 
@@ -86,20 +66,6 @@ class BehindIdePort:
                 call()
         assert self._later is not None
         self._later(seconds, work)
-
-    def reset(self) -> None:
-        """Take the bus's reset, a conventional one."""
-        self.trusted.reset()
-
-    # What the guest does.
-
-    def read_config(self, offset: int, size: int) -> bytes:
-        """Serve a read of configuration space."""
-        return self.trusted.tdi.read_config(offset, size)
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Take a write to configuration space."""
-        self.trusted.tdi.write_config(offset, data)
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """Serve a read of a BAR, by the port."""
@@ -122,13 +88,6 @@ class _Below:
     def __init__(self, function: BehindIdePort) -> None:
         self._behind = function
 
-    def _find(self, address: int, size: int) -> tuple[int, int] | None:
-        function = self._behind.function
-        for index, bar in enumerate(function.bars):
-            if bar is not None and 0 <= address - function.bar_base(index) <= bar.size - size:
-                return index, address - function.bar_base(index)
-        return None
-
     def read_config(self, _slot: int, offset: int, size: int) -> bytes:
         """Read configuration space."""
         return self._behind.read_config(offset, size)
@@ -139,12 +98,12 @@ class _Below:
 
     def read(self, address: int, size: int) -> bytes:
         """Read without the T bit, outside of the stream."""
-        found = self._find(address, size)
+        found = self._behind.function.find_bar(address, size)
         return b"\xff" * size if found is None else self._behind.trusted.tdi.read_bar(*found, size)
 
     def write(self, address: int, data: bytes) -> None:
         """Write in the same way."""
-        found = self._find(address, len(data))
+        found = self._behind.function.find_bar(address, len(data))
         if found is not None:
             self._behind.trusted.tdi.write_bar(*found, data)
 

@@ -72,9 +72,7 @@ class IdeLink:
 
     def _find(self, address: int, size: int) -> tuple[Tdi, int, int] | None:
         for tdi in self._tdis:
-            for index, bar in enumerate(tdi.function.bars):
-                if bar is not None:
-                    offset = address - tdi.function.bar_base(index)
-                    if 0 <= offset <= bar.size - size:
-                        return tdi, index, offset
+            found = tdi.function.find_bar(address, size)
+            if found is not None:
+                return tdi, *found
         return None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from chamber.wire.spdm_messages import Measurement
     from chamber.wire.tdisp import State
 
-__all__ = ("BehindRootPort", "TrustedFunction")
+__all__ = ("BehindPort", "BehindRootPort", "TrustedFunction")
 
 _ALL_VERSIONS: Final = (0x12, 0x13, 0x14)
 """TDISP takes SPDM from 1.2 on (PCIe 6.1, 11.2.2)."""
@@ -166,15 +166,12 @@ class TrustedFunction:
         self.tdi.virtio.close()
 
 
-class BehindRootPort:
-    """A trusted function before a guest whose memory is not encrypted; what a bus of `PciOverVirtio` carries.
-
-    The root port, which the guest trusts, sets the T bit of requests to what the guest has accepted; a host that goes
-    past it has none. Where no memory is private the device reaches the same by requests of either kind.
+class BehindPort:
+    """A trusted function below a root port, as far as that has nothing to do with it: configuration, and a reset.
 
     Args:
-        make: makes the device, given its function and memory.
         virtio: the function.
+        make: makes the device, given its function and memory.
 
     Attributes:
         trusted: the device.
@@ -203,6 +200,9 @@ class BehindRootPort:
 
     @dma.setter
     def dma(self, memory: Dma) -> None:
+        self._lend(memory)
+
+    def _lend(self, memory: Dma) -> None:
         self._lent.target = memory
 
     def read_config(self, offset: int, size: int) -> bytes:
@@ -212,6 +212,20 @@ class BehindRootPort:
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to configuration space."""
         self.trusted.tdi.write_config(offset, data)
+
+    def reset(self) -> None:
+        """Take the bus's reset, a conventional one."""
+        self.trusted.reset()
+
+
+class BehindRootPort(BehindPort):
+    """A trusted function before a guest whose memory is not encrypted; what a bus of `PciOverVirtio` carries.
+
+    The root port, which the guest trusts, sets the T bit of requests to what the guest has accepted; a host that goes
+    past it has none. Where no memory is private the device reaches the same by requests of either kind.
+
+    Args and attributes are those of `BehindPort`.
+    """
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """Serve a read of a BAR by the guest."""
@@ -252,7 +266,3 @@ class BehindRootPort:
     def log(self, line: str) -> None:
         """Add a line to the device's transcript."""
         self._virtio.log(line)
-
-    def reset(self) -> None:
-        """Take the bus's reset, a conventional one."""
-        self.trusted.reset()

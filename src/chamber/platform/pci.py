@@ -272,6 +272,15 @@ class PciFunction:
         low = HEADER.get(self.config, f"bar{index}") & -1 << bar.fixed_bits
         return low | (HEADER.get(self.config, f"bar{index + 1}") << 32 if bar.wide else 0)
 
+    def find_bar(self, address: int, size: int) -> tuple[int, int] | None:
+        """Return which BAR so many bytes at an address are in, and where in it; None if they are in none."""
+        for index, bar in enumerate(self.bars):
+            if bar is not None:
+                offset = address - self.bar_base(index)
+                if 0 <= offset <= bar.size - size:
+                    return index, offset
+        return None
+
     def read_bar(self, index: int, offset: int, size: int) -> bytes:
         """Serve a read of a BAR; where nothing answers, all bits are one."""
         region = self._region(index, offset, size)

@@ -12,10 +12,10 @@ import pytest
 from chamber.lab.qemu.guest import QemuGuest
 from chamber.lab.qemu.initramfs import python_path
 from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
-from chamber.lab.uml_program import run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.tdisp import State
 from chamber.wire.virtio import DeviceType
+from tests.lab.linux_guest import USE_DISK, LinuxGuest
 from tests.lab.trusted_disk import SPOILT, TrustedDisk, policy
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 _BIND = "import sys; sys.path[:0] = {path}; sys.argv[0] = 'chamber'; from chamber.cli.main import main; main()"
 
 
-class Guest:
+class Guest(LinuxGuest):
     """A guest with one slot, in which a trusted disk is, that no driver has."""
+
+    _guest: QemuGuest
+    patience = 240.0
 
     def __init__(self) -> None:
         program, kernel = find_qemu(), find_qemu_kernel(None)
@@ -42,17 +45,6 @@ class Guest:
     @staticmethod
     def _never(_kind: DeviceType) -> Any:
         raise AssertionError("nobody asks the agent to use a device")
-
-    def soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_later(0.0, call)
-
-    def close(self) -> None:
-        self._guest.close()
-        self._loop.close()
-
-    def sh(self, command: str, seconds: float = 240.0) -> tuple[int | None, str]:
-        result = run_program(self._guest, "sh", "-c", command, seconds=seconds)
-        return result.status, result.output
 
     def plug(self) -> None:
         """Have the guest find the function, its own driver kept away."""
@@ -91,9 +83,7 @@ def test_linuxs_own_driver_gets_the_disk_after_a_good_report(plugged: Guest) -> 
     assert status == 0, said + "\n".join(plugged.disk.lines[-20:])
     assert "is trusted by policy test, and virtio-pci has it" in said
     assert plugged.disk.device.state is State.RUN
-    status, said = plugged.sh("for d in /sys/bus/virtio/devices/*; do [ -e $d/driver ] || echo ${d##*/} "
-                              ">/sys/bus/virtio/drivers_probe; done; head -c 512 /dev/vda | tr Z y | head -c 8; "
-                              "head -c 4096 /dev/zero | dd of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null")
+    status, said = plugged.sh(USE_DISK)
     assert said == "y" * 8
     assert bytes(plugged.disk.content.read(0, 4096)) == bytes(4096)
     assert plugged.disk.device.state is State.RUN
