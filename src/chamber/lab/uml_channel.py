@@ -55,6 +55,11 @@ class UmlChannel:
         with contextlib.suppress(BlockingIOError):
             os.write(self._fd, json.dumps(message).encode() + b"\n")
 
+    def nudge(self) -> None:
+        """Write an empty line, which means nothing, for the terminal at the other end to raise its interrupt again."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._fd, b"\n")
+
     def interrupt(self) -> None:
         """Type what ends a wait of the process there."""
         with contextlib.suppress(BlockingIOError):

@@ -35,6 +35,7 @@ from chamber.lab.agent.sessions import MOUNTED, uses_of
 
 _TERMINAL = "/dev/tty1"
 _SCAN_SECONDS = 0.3
+_HELLO_SECONDS = 0.02
 _STIMULI = {
     "9p": p9.STIMULI,
     "balloon": balloon.STIMULI,
@@ -219,11 +220,18 @@ def main() -> None:
         report.send(failed=str(error))
     with os.fdopen(terminal, "rb", buffering=0, closefd=False) as stream:
         pending = b""
+        announces = False
         while True:
+            # One that is saved meanwhile, and goes on in another machine, is heard there.
+            while announces and not select.select([terminal], [], [], _HELLO_SECONDS)[0]:
+                report.send(hello=os.uname().release)
             pending += stream.read(4096) or b""
             while b"\n" in pending:
                 line, pending = pending.split(b"\n", 1)
+                if not line:  # just a nudge
+                    continue
                 request = json.loads(line)
+                announces = request["do"] == "announce"
                 match request["do"]:
                     case "run":
                         _run(report, request)
@@ -234,6 +242,8 @@ def main() -> None:
                             report.send(done="cycle", failed=str(error))
                     case "check":
                         report.send(done="check", caches=kernel.check_slabs())
+                    case "announce":
+                        pass
                     case "off":
                         kernel.power_off()
                     case task:

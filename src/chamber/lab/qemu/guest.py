@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
 
@@ -20,6 +22,7 @@ from chamber.device.catalogue import make_device
 from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
 from chamber.lab.observation import TargetError
 from chamber.lab.qemu.initramfs import INIT, write_initramfs
+from chamber.lab.qemu.saved import SavedGuest, copy_memory, guest_memory
 from chamber.lab.qemu.slot import PciSlot
 from chamber.lab.uml_channel import UmlChannel
 from chamber.link.listener import VfioServer
@@ -40,6 +43,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _FIRST_SLOT: Final = 4
 _PATIENCE: Final = 3
 """A processor that is emulated takes so many times as long as one of the host's."""
+_SAVE_SECONDS: Final = 60.0
+_LOOK_AGAIN: Final = 0.01
 
 
 class QemuGuest(AgentGuest):
@@ -59,6 +64,7 @@ class QemuGuest(AgentGuest):
         wrap: puts something between each device and guest memory, if given.
         left: called with guest memory when the guest has let go of a device, if given.
         observer: sees all that devices read from buffers, if given.
+        saved: what it begins from, in place of a boot: of the same kernel, with the same arguments.
 
     """
 
@@ -68,7 +74,7 @@ class QemuGuest(AgentGuest):
                  imports: Sequence[str] = (),
                  wrap: Callable[[VirtioPci, Dma], Dma] | None = None,
                  left: Callable[[Dma], None] = lambda _dma: None,
-                 observer: Callable[[bytes], None] | None = None) -> None:
+                 observer: Callable[[bytes], None] | None = None, saved: SavedGuest | None = None) -> None:
         super().__init__(loop)
         self._accelerator = accelerator
         self._more = tuple(more)
@@ -90,7 +96,7 @@ class QemuGuest(AgentGuest):
                 address = f"0000:00:{number:02x}.0"
                 self._slots[address] = kind, slot
                 self.platform[kind] = address
-            self._spawn(stack, options)
+            self._spawn(stack, options, saved)
             self._closing = stack.pop_all()
         try:
             self._boot()
@@ -98,7 +104,7 @@ class QemuGuest(AgentGuest):
             self.close()
             raise
 
-    def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...]) -> None:
+    def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...], saved: SavedGuest | None) -> None:
         self._agent = UmlChannel(self._loop, self._heard)
         stack.callback(self._agent.close)
         archive = self.folder / "initramfs"
@@ -109,9 +115,13 @@ class QemuGuest(AgentGuest):
         stack.callback(os.close, console_out)
         os.set_blocking(console_out, False)
         memory = self.kernel.memory_mb
+        self._memory = guest_memory(memory << 20)
+        stack.callback(os.close, self._memory)
         command = [
-            *self._program.command, "-accel", self._accelerator, "-M", "q35,memory-backend=m,vmport=off", "-cpu", "max",
-            "-m", str(memory), "-object", f"memory-backend-memfd,id=m,size={memory}M,share=on",
+            *self._program.command, "-accel", self._accelerator, "-M", f"q35,memory-backend=m,vmport=off,max-ram-below-4g={memory * 2 // 3}M", "-cpu", "max",
+            "-m", str(memory), "-object",
+            f"memory-backend-file,id=m,size={memory}M,share=on,mem-path=/proc/self/fd/{self._memory}",
+            "-global", "migration.x-ignore-shared=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
             "-chardev", f"serial,id=agent,path={os.ttyname(self._agent.inner)}", "-serial", "chardev:agent",
@@ -125,6 +135,11 @@ class QemuGuest(AgentGuest):
                 "driver": "vfio-user-pci", "addr": address[8:10],
                 "socket": {"type": "unix", "path": f"{self.folder}/{kind.short}"}})]
         command += self._more
+        if saved is not None:
+            copy_memory(saved.memory, self._memory)
+            state = self.folder / "state"
+            state.write_bytes(saved.state)
+            command += ["-incoming", f"file:{state}"]
         libc = ctypes.CDLL(None)
 
         def prepare() -> None:
@@ -134,7 +149,7 @@ class QemuGuest(AgentGuest):
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=console_in, stderr=console_in, preexec_fn=prepare,  # noqa: PLW1509
-                start_new_session=True, env={**os.environ, **dict(self._program.environment)})
+                pass_fds=(self._memory,), start_new_session=True, env={**os.environ, **dict(self._program.environment)})
         finally:
             os.close(console_in)
         stack.callback(self._kill)
@@ -166,14 +181,51 @@ class QemuGuest(AgentGuest):
         """The slot of a device type."""
         return self._slots[str(self.platform[kind])][1]
 
+    def _nudge(self) -> None:
+        self._agent.nudge()
+
     def wake(self) -> None:
         """Wake a suspended guest."""
         if self.alive:
             with contextlib.suppress(OSError, ExecuteError):
-                if self._qmp is None:
-                    self._qmp = QEMUMonitorProtocol(str(self.folder / "qmp"))
-                    self._qmp.connect()
-                self._qmp.cmd("system_wakeup")
+                self._command("system_wakeup")
+
+    def save(self) -> SavedGuest:
+        """Return the guest as it is now, with nobody in its slots; it goes on.
+
+        Raises:
+            TargetError: QEMU does not say what it is made of.
+
+        """
+        # Until it is asked something else it says hello; so does whoever goes on from here, once it runs.
+        self._agent.send({"do": "announce"})
+        try:
+            self._wait(lambda m: "hello" in m, BOOT_SECONDS, nudge=True)
+            path = self.folder / "saved"
+            self._command("migrate", uri=f"file:{path}")  # which stops it, and is to let it run where it goes on
+            deadline = time.monotonic() + _SAVE_SECONDS
+            while (how := self._command("query-migrate"))["status"] != "completed":
+                if how["status"] == "failed" or time.monotonic() > deadline:
+                    raise TargetError(f"QEMU does not save its guest: {how.get('error-desc', how['status'])}")
+                time.sleep(_LOOK_AGAIN)
+            memory = guest_memory(self.kernel.memory_mb << 20)
+            try:
+                copy_memory(self._memory, memory)
+                saved = SavedGuest(memory, path.read_bytes())
+                path.unlink()
+                self._command("cont")
+            except BaseException:
+                os.close(memory)
+                raise
+        except (GuestDied, OSError, QMPError) as error:
+            raise TargetError(f"QEMU does not save its guest: {error}") from error
+        return saved
+
+    def _command(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 - as QEMU has it
+        if self._qmp is None:
+            self._qmp = QEMUMonitorProtocol(str(self.folder / "qmp"))
+            self._qmp.connect()
+        return self._qmp.cmd(name, **arguments)
 
     def _kill(self) -> None:
         if self._qmp is not None:

@@ -27,7 +27,7 @@ LEAST: Final = (10, 1)
 _SUITES: Final = ("trixie", "trixie-backports")
 _LATEST: Final = "trixie-backports"
 _KERNEL: Final = "linux-image-amd64"
-_MEMORY_MB: Final = 3072
+_MEMORY_MB: Final = 768
 """Some of it lies beyond 4 GiB: only then does Linux on x86 say where its pool is. Untouched, it costs nothing."""
 _PROBE_SECONDS: Final = 6
 _VERSION: Final = re.compile(r"QEMU emulator version (\d+)\.(\d+)")

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from chamber.device.capture import CaptureFile
     from chamber.lab.agent_guest import AgentGuest
     from chamber.lab.qemu.install import QemuKernel, QemuProgram
+    from chamber.lab.qemu.saved import SavedGuest
 
 __all__ = ("QemuRunner", "QemuTarget")
 
 
 class QemuRunner(UmlRunner):
-    """One worker's guests in QEMU.
+    """One worker's guests in QEMU: one is booted, and saved before it is used; the others go on from there.
 
     Args:
         program: QEMU.
@@ -41,11 +42,26 @@ class QemuRunner(UmlRunner):
         self._program = program
         self._kernel = kernel
         self._accelerator = accelerator
+        self._saved: SavedGuest | None = None
 
     def _boot(self) -> AgentGuest:
-        return QemuGuest(self._program, self._kernel, self._loop, self._kernel.devices, self._make,
-                         options=self._options, accelerator=self._accelerator, wrap=self._watched, left=self._left,
-                         observer=self._observe)
+        guest = QemuGuest(self._program, self._kernel, self._loop, self._kernel.devices, self._make,
+                          options=self._options, accelerator=self._accelerator, wrap=self._watched, left=self._left,
+                          observer=self._observe, saved=self._saved)
+        if self._saved is None:
+            try:
+                self._saved = guest.save()
+            except BaseException:
+                guest.close()
+                raise
+        return guest
+
+    def close(self) -> None:
+        """End the guest, and forget what it began from."""
+        super().close()
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            saved.close()
 
 
 class QemuTarget(UmlTarget):
