@@ -28,7 +28,8 @@ _SUITES: Final = ("trixie", "trixie-backports")
 _LATEST: Final = "trixie-backports"
 _KERNEL: Final = "linux-image-amd64"
 _MEMORY_MB: Final = 768
-"""Some of it lies beyond 4 GiB: only then does Linux on x86 say where its pool is. Untouched, it costs nothing."""
+"""A third of it lies beyond 4 GiB: only then does Linux on x86 say where its pool is. What is free costs time with a
+balloon, of which all is hinted, through the pool."""
 _PROBE_SECONDS: Final = 6
 _VERSION: Final = re.compile(r"QEMU emulator version (\d+)\.(\d+)")
 _DRIVERS: Final = {
