@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -11,14 +12,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qemu.qmp import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
-from qemu.qmp.qmp_client import ExecuteError
+from qemu.qmp import QMPClient, QMPError
 
 from chamber.device.catalogue import make_device
+from chamber.device.virtio_pci import VirtioPci
 from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
 from chamber.lab.observation import TargetError
 from chamber.lab.qemu.initramfs import INIT, write_initramfs
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from chamber.device.base import Device
-    from chamber.device.virtio_pci import VirtioPci
     from chamber.lab.qemu.install import QemuKernel, QemuProgram
     from chamber.link.eventloop import EventLoop
     from chamber.platform.dma import Dma
@@ -45,6 +45,15 @@ _PATIENCE: Final = 3
 """A processor that is emulated takes so many times as long as one of the host's."""
 _SAVE_SECONDS: Final = 60.0
 _LOOK_AGAIN: Final = 0.01
+
+
+async def _execute(path: str, name: str, arguments: dict[str, object]) -> object:
+    client = QMPClient("chamber")
+    await client.connect(path)
+    try:
+        return await client.execute(name, arguments)
+    finally:
+        await client.disconnect()
 
 
 class QemuGuest(AgentGuest):
@@ -83,7 +92,7 @@ class QemuGuest(AgentGuest):
         self.kernel = kernel
         self._program = program
         self._provide = provide
-        self._qmp: QEMUMonitorProtocol | None = None
+        self._observer = observer
         with contextlib.ExitStack() as stack:
             self.folder = Path(tempfile.mkdtemp(prefix="chamber-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -182,6 +191,25 @@ class QemuGuest(AgentGuest):
         """The slot of a device type."""
         return self._slots[str(self.platform[kind])][1]
 
+    def plug(self, device: Device, port: str) -> VirtioPci:
+        """Plug a device into a port of the machine's (`more` made it) while the guest runs, which is not asked.
+
+        It stays: QEMU 11.1.3 ends with an assertion when a function is unplugged.
+
+        Raises:
+            TargetError: QEMU does not take it.
+
+        """
+        function = VirtioPci(device)
+        path = self.folder / port
+        self._closing.callback(VfioServer(path, function, self._loop, observer=self._observer).close)
+        try:
+            self._command("device_add", driver="vfio-user-pci", id=f"in-{port}", bus=port,
+                          socket={"type": "unix", "path": str(path)})
+        except (OSError, QMPError) as error:
+            raise TargetError(f"QEMU does not take a device in {port}: {error}") from error
+        return function
+
     def _nudge(self) -> None:
         # A request that follows a save at once is lost now and then until more input comes (QEMU 11.1.3).
         self._agent.nudge()
@@ -189,7 +217,7 @@ class QemuGuest(AgentGuest):
     def wake(self) -> None:
         """Wake a suspended guest."""
         if self.alive:
-            with contextlib.suppress(OSError, ExecuteError):
+            with contextlib.suppress(OSError, QMPError):
                 self._command("system_wakeup")
 
     def save(self) -> SavedGuest:
@@ -224,15 +252,14 @@ class QemuGuest(AgentGuest):
         return saved
 
     def _command(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 - as QEMU has it
-        if self._qmp is None:
-            self._qmp = QEMUMonitorProtocol(str(self.folder / "qmp"))
-            self._qmp.connect()
-        return self._qmp.cmd(name, **arguments)
+        """Have QEMU do something; the devices are served meanwhile, which it may wait for."""
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(asyncio.run, _execute(str(self.folder / "qmp"), name, arguments))
+            while not answer.done():
+                self._loop.turn(_LOOK_AGAIN)
+        return answer.result()
 
     def _kill(self) -> None:
-        if self._qmp is not None:
-            with contextlib.suppress(Exception):
-                self._qmp.close()
         process = self._process
         assert process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
