@@ -67,6 +67,10 @@ def test_a_device_that_lies_about_a_name_is_caught_by_kasan(runner: UmlRunner) -
     observation = runner.run(Scenario(DeviceType.CONSOLE, attack=find("console-port-name-beyond")))
     assert any(e.harm is Harm.MEMORY and e.signature.startswith("KASAN slab-out-of-bounds")
                for e in observation.evidence), observation.console
+    # Whose memory it was: stacks are saved by their frames.
+    allocated = observation.console.partition("Allocated by task")[2][:1000]
+    assert "kmalloc" in allocated
+    assert "[virtio_console]" in allocated
 
 
 def test_what_was_reached_is_known_by_file_and_line(kernel: BuiltKernel) -> None:

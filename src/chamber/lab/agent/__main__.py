@@ -209,12 +209,14 @@ def main() -> None:
     """Serve the host until it says to end, or for as long as there is one."""
     words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
     set_patience(float(words.get("--patience", 1)))
-    terminal = os.open(words.get("--terminal", _TERMINAL), os.O_RDWR | os.O_NOCTTY)
+    name = words.get("--terminal", _TERMINAL)
+    terminal = os.open(name, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     report = Report(terminal)
     try:
         _setup(Path(words["--modules"]).read_text(encoding="utf-8").splitlines(),
                [word for word in words.get("--functions", "").split(",") if word])
+        kernel.let_wake(Path(name).name)
         report.send(hello=os.uname().release, devices=kernel.platform_devices())
     except OSError as error:
         report.send(failed=str(error))

@@ -18,6 +18,7 @@ __all__ = (
     "SECRET",
     "bind_platform",
     "check_slabs",
+    "let_wake",
     "load_module",
     "log",
     "module_sections",
@@ -66,6 +67,13 @@ def mount(source: str, target: str, kind: str, options: str = "") -> None:
     """Mount a file system, if it is not mounted yet."""
     if not os.path.ismount(target):
         _check(_LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options.encode()), f"mount {target}")
+
+
+def let_wake(terminal: str) -> None:
+    """Have input on a serial port wake the machine; other terminals have no such switch."""
+    switch = Path("/sys/class/tty") / terminal / "power/wakeup"
+    if switch.exists():
+        write(switch, "enabled")
 
 
 def log() -> list[str]:

@@ -108,7 +108,7 @@ class QemuGuest(AgentGuest):
             self._spawn(stack, options, saved)
             self._closing = stack.pop_all()
         try:
-            self._boot()
+            self._boot(nudge=saved is not None)
         except BaseException:
             self.close()
             raise
@@ -165,10 +165,10 @@ class QemuGuest(AgentGuest):
         stack.callback(self._kill)
         self._attend(stack, console_out)
 
-    def _boot(self) -> None:
+    def _boot(self, *, nudge: bool) -> None:
         self._agent.listen()
         try:
-            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS)
+            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS, nudge=nudge)
         except GuestDied:
             raise TargetError(f"{self.kernel.release} in QEMU did not boot: {self.last_words()}") from None
         if hello is None or "failed" in hello:
@@ -211,14 +211,12 @@ class QemuGuest(AgentGuest):
         return function
 
     def _nudge(self) -> None:
-        # A request that follows a save at once is lost now and then until more input comes (QEMU 11.1.3).
+        # What follows a save, or goes on from one, is lost now and then until more input comes (QEMU 11.1.3).
         self._agent.nudge()
 
     def wake(self) -> None:
-        """Wake a suspended guest."""
-        if self.alive:
-            with contextlib.suppress(OSError, QMPError):
-                self._command("system_wakeup")
+        """Wake a suspended guest by its terminal; QEMU's own word for it is for deeper sleep than this."""
+        self._agent.nudge()
 
     def save(self) -> SavedGuest:
         """Return the guest as it is now, with nobody in its slots; it goes on.
