@@ -61,8 +61,8 @@ static void __iomem *um_pci_map_bus("""),
 
 \tif (!reg->dev)"""),
     ),
-    # KASAN has each allocation and each release write down who asks. The frames are all that dump_trace finds reliable; to
-    # look at every word between them, whether it leads to code, was a third of what a guest's kernel did.
+    # KASAN has each allocation and each release write down who asks. The frames are all that dump_trace finds reliable;
+    # to look at every word between them, whether it leads to code, was a third of what a guest's kernel did.
     "arch/um/kernel/stacktrace.c": (
         (b"static const struct stacktrace_ops dump_ops = {\n\t.address = save_addr\n};\n\n", b""),
         (b"\tdump_trace(tsk, &dump_ops, trace);\n", b"""\
