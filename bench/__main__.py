@@ -75,7 +75,8 @@ HOW = "`make bench`, or `make bench ONLY=WORD` for tables with a word in their t
 FUZZING = (
     "`chamber fuzz` on Linux 7.3 from an empty corpus, one search for each processor, over the first minute: what "
     "AFL++, the device, the guest and its starts take is all in it, and so is confirming what is found. An execution "
-    "is a session of requests, a probe with one, or a device plugged in and out.")
+    "is a session of requests, a probe with one, or a device plugged in and out. The last column says how fast the "
+    "machine was then: a byte to another process and back, both on one processor, right before and after.")
 STARTS = (
     "A kernel that notices (KASAN, UBSAN, coverage) from its start until it has probed a device, and until its process "
     "is over; medians of 9 boots, with the modules of one device type, guest and device on one processor.")
@@ -198,8 +199,8 @@ def make_steps(curves: list[Points]) -> list[Step]:
          ["| kernel | bus | device | probed after | range | off after |", "|---|---|---|---|---|---|"],
          [on_one_processor(start_rows)]),
         ("## Fuzzing", FUZZING,
-         ["| device | KASAN and UBSAN | executions a second | lies a second | executions, of VIA's 570 |",
-          "|---|---|---|---|---|"], [fuzz_rows]),
+         ["| device | KASAN and UBSAN | executions a second | lies a second | of VIA's 570 | hand-over, µs |",
+          "|---|---|---|---|---|---|"], [fuzz_rows]),
         ("## From connect to RUN", ATTEST,
          ["| messages | bytes | ms | ms by openssl speed | share |", "|---|---|---|---|---|"], [attest_rows]),
         ("## Through an encrypted link", LINK,

@@ -43,6 +43,13 @@ def test_an_honest_device_is_served_and_nothing_outside_of_the_pool_is_lent(targ
     assert observation.served, observation.refusals
 
 
+def test_a_guest_that_is_suspended_wakes(target: QemuTarget) -> None:
+    observation = target.run(Scenario(DeviceType.BLOCK, ("use", "suspend")))
+    assert observation.evidence == []
+    assert observation.served, observation.refusals
+    assert sum("suspend and resume" in line and line.endswith("ok") for line in observation.transcript) == 2
+
+
 @pytest.mark.parametrize("name", ["rng-features-bare", "blk-pci-no-access-platform"])
 def test_a_guest_that_is_talked_out_of_its_pool_leaks(target: QemuTarget, name: str) -> None:
     attack = find(name)
