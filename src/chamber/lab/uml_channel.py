@@ -55,8 +55,8 @@ class UmlChannel:
         with contextlib.suppress(BlockingIOError):
             os.write(self._fd, json.dumps(message).encode() + b"\n")
 
-    def nudge(self) -> None:
-        """Write an empty line, which means nothing, for the terminal at the other end to raise its interrupt again."""
+    def wake(self) -> None:
+        """Type what means nothing, for a machine that sleeps until there is input."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._fd, b"\n")
 

@@ -230,7 +230,7 @@ def main() -> None:
             pending += stream.read(4096) or b""
             while b"\n" in pending:
                 line, pending = pending.split(b"\n", 1)
-                if not line:  # just a nudge
+                if not line:  # just to wake this machine
                     continue
                 request = json.loads(line)
                 announces = request["do"] == "announce"

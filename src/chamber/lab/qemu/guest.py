@@ -108,7 +108,7 @@ class QemuGuest(AgentGuest):
             self._spawn(stack, options, saved)
             self._closing = stack.pop_all()
         try:
-            self._boot(nudge=saved is not None)
+            self._boot()
         except BaseException:
             self.close()
             raise
@@ -165,10 +165,10 @@ class QemuGuest(AgentGuest):
         stack.callback(self._kill)
         self._attend(stack, console_out)
 
-    def _boot(self, *, nudge: bool) -> None:
+    def _boot(self) -> None:
         self._agent.listen()
         try:
-            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS, nudge=nudge)
+            hello = self._wait(lambda m: "hello" in m or "failed" in m, BOOT_SECONDS)
         except GuestDied:
             raise TargetError(f"{self.kernel.release} in QEMU did not boot: {self.last_words()}") from None
         if hello is None or "failed" in hello:
@@ -210,13 +210,9 @@ class QemuGuest(AgentGuest):
             raise TargetError(f"QEMU does not take a device in {port}: {error}") from error
         return function
 
-    def _nudge(self) -> None:
-        # What follows a save, or goes on from one, is lost now and then until more input comes (QEMU 11.1.3).
-        self._agent.nudge()
-
     def wake(self) -> None:
-        """Wake a suspended guest by its terminal; QEMU's own word for it is for deeper sleep than this."""
-        self._agent.nudge()
+        """Wake a suspended guest by a key on its terminal; QEMU's own word for it is for deeper sleep than this."""
+        self._agent.wake()
 
     def save(self) -> SavedGuest:
         """Return the guest as it is now, with nobody in its slots; it goes on.
@@ -225,10 +221,13 @@ class QemuGuest(AgentGuest):
             TargetError: QEMU does not say what it is made of.
 
         """
-        # Until it is asked something else it says hello; so does whoever goes on from here, once it runs.
+        # Until it is asked something else it says hello; so does whoever goes on from here, once it runs. What it said
+        # when it had booted is no sign that it has heard this: what is still on its way is not saved.
+        self._messages.clear()
         self._agent.send({"do": "announce"})
         try:
-            self._wait(lambda m: "hello" in m, BOOT_SECONDS, nudge=True)
+            if self._wait(lambda m: "hello" in m, BOOT_SECONDS) is None:
+                raise TargetError("QEMU does not save its guest: no word from its agent")
             path = self.folder / "saved"
             self._command("migrate", uri=f"file:{path}")  # which stops it, and is to let it run where it goes on
             deadline = time.monotonic() + _SAVE_SECONDS
