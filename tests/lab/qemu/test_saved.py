@@ -74,6 +74,7 @@ def test_a_guest_goes_on_where_another_was_saved(start: Callable[..., QemuGuest]
     with ExitStack() as stack:
         loop = stack.enter_context(closing(EventLoop()))
         first = stack.enter_context(closing(start(loop)))
+        at_once = stack.enter_context(closing(first.save()))
         booted = _says(first, "echo before >/tmp/word; cat /proc/sys/kernel/random/boot_id")
         saved = stack.enter_context(closing(first.save()))
         assert _says(first, "cat /tmp/word; echo after >/tmp/word; cat /proc/sys/kernel/random/boot_id") == (
@@ -89,6 +90,8 @@ def test_a_guest_goes_on_where_another_was_saved(start: Callable[..., QemuGuest]
                     "4096")
                 disconnect(guest, DeviceType.BLOCK)
         assert _says(first, "cat /tmp/word") == "after"
+        with closing(start(loop, at_once)) as guest:
+            assert _says(guest, "ls /tmp; echo listed") == "listed"
 
 
 @pytest.mark.qemu
