@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.placement import on_one_processor
 from chamber.fuzz.campaign import Campaign
 from chamber.fuzz.settings import Settings
 from chamber.lab.kernel.build import build_kernel
@@ -37,25 +38,21 @@ def _handed_over() -> float:
 
     Two machines differ by twice in it, and so does one at different times of a day.
     """
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as other:
-            assert other.stdin is not None
-            assert other.stdout is not None
-            begin = time.monotonic()
-            for _ in range(HANDED):
-                other.stdin.write(b".")
-                other.stdout.read(1)
-            seconds = time.monotonic() - begin
-            other.stdin.close()
-    finally:
-        os.sched_setaffinity(0, allowed)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        begin = time.monotonic()
+        for _ in range(HANDED):
+            other.stdin.write(b".")
+            other.stdout.read(1)
+        seconds = time.monotonic() - begin
+        other.stdin.close()
     return seconds / HANDED * 1e6
 
 
 def _row(device: str, kasan: str, kernel: str) -> str:
-    before_it = _handed_over()
+    hand_over = on_one_processor(_handed_over)
+    before_it = hand_over()
     with tempfile.TemporaryDirectory() as folder, Campaign(Path(folder) / "campaign", Settings(device, "uml", kernel),
                                                            jobs=os.cpu_count() or 1) as campaign:
         while not campaign.counts().executions:
@@ -65,5 +62,5 @@ def _row(device: str, kasan: str, kernel: str) -> str:
         time.sleep(SECONDS)
         after, seconds = campaign.counts(), time.monotonic() - begin
     executions, lies = (after.executions - before.executions) / seconds, (after.lies - before.lies) / seconds
-    handed = (before_it + _handed_over()) / 2
+    handed = (before_it + hand_over()) / 2
     return f"| {device} | {kasan} | {executions:,.0f} | {lies:,.0f} | {executions / VIA:.2f} | {handed:.1f} |"

@@ -116,10 +116,6 @@ class QemuGuest(AgentGuest):
     def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...], saved: SavedGuest | None) -> None:
         self._agent = UmlChannel(self._loop, self._heard)
         stack.callback(self._agent.close)
-        archive = self.folder / "initramfs"
-        write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
-            "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)),
-            self._programs, self._imports)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
         os.set_blocking(console_out, False)
@@ -136,7 +132,7 @@ class QemuGuest(AgentGuest):
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
             "-chardev", f"serial,id=agent,path={os.ttyname(self._agent.inner)}", "-serial", "chardev:agent",
             "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off",
-            "-kernel", str(self.kernel.path), "-initrd", str(archive),
+            "-kernel", str(self.kernel.path),
             "-append", " ".join(("console=ttyS0", "loglevel=5", "panic=-1", "random.trust_cpu=on", f"rdinit={INIT}",
                                  *options)),
         ]
@@ -145,7 +141,13 @@ class QemuGuest(AgentGuest):
                 "driver": "vfio-user-pci", "addr": address[8:10],
                 "socket": {"type": "unix", "path": f"{self.folder}/{kind.short}"}})]
         command += self._more
-        if saved is not None:
+        if saved is None:
+            archive = self.folder / "initramfs"
+            write_initramfs(archive, self.kernel.modules, self.kernel.shell, (
+                "--terminal", "/dev/ttyS1", "--patience", str(_PATIENCE), "--functions", ",".join(self._slots)),
+                self._programs, self._imports)
+            command += ["-initrd", str(archive)]
+        else:  # it has unpacked its root already
             copy_memory(saved.memory, self._memory)
             state = self.folder / "state"
             state.write_bytes(saved.state)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 __all__ = ("SavedGuest", "copy_memory", "guest_memory")
 
-_NAME = "chamber-guest"
-
 
 @dataclass(frozen=True, slots=True)
 class SavedGuest:
@@ -31,7 +29,7 @@ class SavedGuest:
 
 def guest_memory(size: int) -> int:
     """Return a descriptor of memory for a guest, `size` bytes, which goes with the last process that has it."""
-    memory = os.memfd_create(_NAME)
+    memory = os.memfd_create("chamber-guest")
     os.ftruncate(memory, size)
     return memory
 
