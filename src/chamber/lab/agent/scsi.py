@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from chamber.lab.agent import kernel
 from chamber.lab.agent.disk import BLKDISCARD, BLKFLSBUF, BLKRRPART, BLKZEROOUT, IOCTLS, Direct, compare
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from chamber.lab.agent.report import Report
 
-__all__ = ("EXTRA", "STIMULI", "disk_of")
+__all__ = ("EXTRA", "STIMULI", "disk_of", "lose_extra")
 
+_T = TypeVar("_T")
 _PATTERN: Final = 0x63686D6272
 _FIRST, _SECOND, EXTRA = (0, 0), (0, 1), (1, 0)
 _READS: Final = {_FIRST: ((0, 8), (9, 1), (64, 128), (256, 512)), _SECOND: ((0, 8), (16, 16), (64, 128))}
@@ -30,29 +32,52 @@ _SG_SCSI_RESET: Final = 0x2284
 _RESET_DEVICE: Final = 0x101
 """The device, and nothing more if that fails."""
 _APPEAR_SECONDS: Final = 2.0
+_LEAST_SECONDS: Final = 0.5
+"""However hurried: who gives up has the driver removed amid an event, which Linux before 6.18 does not take. It
+prepares the work that handles an event anew, in that work, and so loses that somebody waits for it. A host that sees
+that nothing more is to come ends the wait sooner."""
 
 
 def _find(virtio: str, unit: tuple[int, int]) -> str:
     """Name of the disk at a target and LUN; empty if there is none."""
-    pattern = f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*"
-    try:
-        return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
-    except FileNotFoundError:
-        return ""  # a folder went while it was looked into, as those of empty targets do during a scan
+    return _first(virtio, f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*")
 
 
-def disk_of(virtio: str, unit: tuple[int, int] = _FIRST, *, there: bool = True) -> str:
-    """Wait for a disk to appear, or to disappear: both go on behind the probe, and behind events."""
-    deadline = time.monotonic() + patient(_APPEAR_SECONDS)
-    while bool(name := _find(virtio, unit)) != there:
+def _first(virtio: str, pattern: str) -> str:
+    """Name of the first of a device's files that a pattern fits; empty if there is none."""
+    while True:
+        # A folder may go while it is looked into, as those of empty targets do during a scan.
+        with contextlib.suppress(FileNotFoundError):
+            return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
+
+
+def _wait(what: str, done: Callable[[], _T]) -> _T:
+    deadline = time.monotonic() + max(patient(_APPEAR_SECONDS), _LEAST_SECONDS)
+    while not (result := done()):
         if time.monotonic() > deadline:
-            raise Silence(f"the disk {unit[0]}:{unit[1]} did not {'appear' if there else 'disappear'}")
+            raise Silence(what)
         time.sleep(0.002)
-    if there:
-        # Its folder is the first of it, its file not always the last.
-        for path in (Path("/dev") / name, Path("/sys/block") / name / "size"):
-            kernel.wait_for(f"the disk's {path}", path)
+    return result
+
+
+def disk_of(virtio: str, unit: tuple[int, int] = _FIRST) -> str:
+    """Wait for a disk to appear: that goes on behind the probe, and behind events."""
+    name = _wait(f"the disk {unit[0]}:{unit[1]} did not appear", lambda: _find(virtio, unit))
+    # Its folder is the first of it, its file not always the last.
+    for path in (Path("/dev") / name, Path("/sys/block") / name / "size"):
+        _wait(f"the disk's {path} did not appear", path.exists)
     return name
+
+
+def lose_extra(virtio: str) -> None:
+    """Wait until the disk that comes and goes has gone, and its driver is done with the event that told of it.
+
+    The disk's name goes first, its target last: the driver has the disk write its cache in between, for as long as
+    the host takes.
+    """
+    _wait(f"the disk {EXTRA[0]}:{EXTRA[1]} did not disappear",
+          lambda: not _first(virtio, f"host*/target*:0:{EXTRA[0]}"))
+    time.sleep(0.002)
 
 
 def _right(unit: tuple[int, int], sector: int, count: int) -> bytes:
@@ -134,7 +159,7 @@ def hotplug(virtio: str, report: Report) -> None:
             compare(direct.read(8, 8), data, "written sector 8")
         report.ask("unplug")
         with report.step(f"unplug, turn {turn + 1}"):
-            disk_of(virtio, EXTRA, there=False)
+            lose_extra(virtio)
     use(virtio, report)
 
 
