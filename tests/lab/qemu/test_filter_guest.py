@@ -9,19 +9,18 @@ import pytest
 
 from chamber.device.catalogue import TYPES, make_device
 from chamber.device.virtio_pci import REGISTER_BAR
-from chamber.guest.policy_file import SHIPPED, load_policy, parse_policy
-from chamber.lab.linux_filter.emit import KernelFacts, write_filter
-from chamber.lab.observation import TargetError
-from chamber.lab.qemu.guest import QemuGuest
-from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
+from chamber.guest.policy_file import SHIPPED, load_policy
 from chamber.lab.uml_program import run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
 from chamber.wire.virtio_pci import COMMON
+from tests.lab.qemu.stock_guest import start_filter, stock_guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from chamber.lab.qemu.guest import QemuGuest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -33,32 +32,18 @@ _TOUCHED = {(REGISTER_BAR, COMMON["device_status"].offset)}
 class Filtered:
     """A guest in which a policy is started before there is any function."""
 
-    def __init__(self, folder: Path) -> None:
-        program, kernel = find_qemu(), find_qemu_kernel(None)
-        self._loop = EventLoop()
-        self._guest = QemuGuest(program, kernel, self._loop, TYPES, make_device, options=kernel.options,
-                                accelerator=find_accelerator(program, kernel))
+    def __init__(self, guest: QemuGuest, folder: Path) -> None:
+        self._guest = guest
         self._slots = {kind: (address, slot) for address, (kind, slot) in self._guest._slots.items()}
         self.accesses: dict[DeviceType, set[tuple[int, int]]] = {kind: set() for kind in TYPES}
         self._folder = folder
-
-    def close(self) -> None:
-        self._guest.close()
-        self._loop.close()
 
     def sh(self, command: str) -> str:
         result = run_program(self._guest, "sh", "-c", command)
         return f"{result.output}[{result.status}]"
 
     def start(self, policy: str) -> None:
-        write_filter(parse_policy(policy, "test"), KernelFacts(), self._folder)
-        for name in ("chamber-filter", "policy.table"):
-            text = (self._folder / name).read_text()
-            said = self.sh(f"mkdir -p /filter; cat >/filter/{name} <<'END OF FILE'\n{text}END OF FILE\nchmod 755 "
-                           f"/filter/{name}")
-            assert said == "[0]"
-        said = self.sh("/filter/chamber-filter start")
-        assert said.endswith("[0]"), said
+        start_filter(self._guest, policy, self._folder)
 
     def plug(self, kind: DeviceType) -> str:
         """Put a function into its slot, have the guest look, and call the filter as udev does."""
@@ -80,12 +65,8 @@ class Filtered:
 
 @pytest.fixture
 def filtered(tmp_path: Path) -> Iterator[Filtered]:
-    try:
-        made = Filtered(tmp_path)
-    except TargetError as error:
-        pytest.skip(str(error))
-    with closing(made):
-        yield made
+    with closing(EventLoop()) as loop, closing(stock_guest(loop, TYPES, make_device)) as guest:
+        yield Filtered(guest, tmp_path)
 
 
 def test_a_forbidden_function_stays_unprobed_and_a_disk_works(filtered: Filtered) -> None:

@@ -19,19 +19,18 @@ from chamber.device.blk import BlkDevice
 from chamber.device.disk import FileDisk
 from chamber.device.scsi import ScsiDevice
 from chamber.device.scsi_lun import LogicalUnit
-from chamber.lab.observation import TargetError
-from chamber.lab.qemu.guest import QemuGuest
-from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
-from chamber.lab.uml_program import connect, disconnect, run_program
+from chamber.lab.uml_program import connect, disconnect
 from chamber.link.eventloop import EventLoop
 from chamber.wire.scsi import Address
 from chamber.wire.virtio import DeviceType, Feature
+from tests.lab.qemu.stock_guest import sh, stock_guest
 from tests.lab.tap_server import TAP, serving_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from chamber.device.base import Device
+    from chamber.lab.qemu.guest import QemuGuest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(400)]
 
@@ -42,23 +41,11 @@ _PROGRAMS: Final = ("mkfs.ext4", "e2fsck", "debugfs", "fio")
 
 def _guest(loop: EventLoop, kinds: tuple[DeviceType, ...], device: Device | None, *, programs: tuple[str, ...] = (),
            more: tuple[str, ...] = ()) -> QemuGuest:
-    try:
-        program, kernel = find_qemu(), find_qemu_kernel(None)
-    except TargetError as error:
-        pytest.skip(str(error))
-
     def provide(_kind: DeviceType) -> Device:
         assert device is not None
         return device
-    return QemuGuest(program, kernel, loop, kinds, provide, options=kernel.options,
-                     accelerator=find_accelerator(program, kernel), more=more,
-                     programs=[Path(found) for name in programs if (found := shutil.which(name)) is not None])
-
-
-def _run(guest: QemuGuest, command: str, seconds: float = 180.0) -> str:
-    result = run_program(guest, "sh", "-c", command, seconds=seconds)
-    assert result.status == 0, f"{command}: {result.output}"
-    return result.output
+    return stock_guest(loop, kinds, provide, more=more,
+                       programs=[Path(found) for name in programs if (found := shutil.which(name)) is not None])
 
 
 class Bench:
@@ -71,7 +58,7 @@ class Bench:
         self.disk = "/dev/vda" if kind is DeviceType.BLOCK else "/dev/sda"
 
     def run(self, command: str) -> str:
-        return _run(self.guest, command)
+        return sh(self.guest, command)
 
 
 @pytest.fixture(params=[DeviceType.BLOCK, DeviceType.SCSI], ids=lambda kind: kind.short)
@@ -142,18 +129,18 @@ def test_transfers_through_a_tap_device(tmp_path: Path) -> None:
         inside = ("nsenter", f"--net=/proc/{server}/ns/net")
         _on_host(*inside, "ip", "address", "add", "10.98.0.1/24", "dev", TAP)
         _on_host(*inside, "ip", "link", "set", TAP, "up")
-        _run(guest, "ip address add 10.98.0.2/24 dev eth0 && ip link set eth0 up")
-        assert " 0% packet loss" in _run(guest, "ping -c 3 -s 1400 10.98.0.1")
+        sh(guest, "ip address add 10.98.0.2/24 dev eth0 && ip link set eth0 up")
+        assert " 0% packet loss" in sh(guest, "ping -c 3 -s 1400 10.98.0.1")
         with subprocess.Popen((*inside, sys.executable, "-m", "http.server", "-b", "10.98.0.1", "-d", str(served),
                                "8000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as web:
             try:
-                _run(guest, "for i in $(seq 30); do wget -q -O /tmp/got http://10.98.0.1:8000/content && exit; "
+                sh(guest, "for i in $(seq 30); do wget -q -O /tmp/got http://10.98.0.1:8000/content && exit; "
                      "sleep 0.2; done; exit 1")
             finally:
                 web.kill()
-        assert _run(guest, "sha256sum </tmp/got").split()[0] == hashlib.sha256(content).hexdigest()
+        assert sh(guest, "sha256sum </tmp/got").split()[0] == hashlib.sha256(content).hexdigest()
         # And the other way: the guest serves what it has got.
-        _run(guest, "mkdir /tmp/web && mv /tmp/got /tmp/web && httpd -p 10.98.0.2:80 -h /tmp/web")
+        sh(guest, "mkdir /tmp/web && mv /tmp/got /tmp/web && httpd -p 10.98.0.2:80 -h /tmp/web")
         fetch = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=60).read())"
         back = subprocess.run((*inside, sys.executable, "-c", fetch, "http://10.98.0.2/got"), capture_output=True,
                               timeout=90, check=True).stdout

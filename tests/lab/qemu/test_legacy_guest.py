@@ -12,14 +12,12 @@ import pytest
 
 from chamber.device.transitional import TransitionalFunction
 from chamber.lab.dma_watch import DmaWatch, pool_of
-from chamber.lab.observation import TargetError
-from chamber.lab.qemu.guest import QemuGuest
-from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
 from chamber.lab.uml_program import run_program
 from chamber.link.eventloop import EventLoop
 from chamber.link.listener import VfioServer
 from chamber.wire.virtio import Feature
 from tests.guest.test_admin import Host
+from tests.lab.qemu.stock_guest import stock_guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +45,6 @@ class _Watched(TransitionalFunction):
 
 
 def test_linux_uses_a_disk_by_its_owners_commands_and_outside_of_its_pool() -> None:
-    try:
-        program, kernel = find_qemu(), find_qemu_kernel(None)
-    except TargetError as error:
-        pytest.skip(str(error))
     with ExitStack() as stack:
         host = stack.enter_context(closing(Host(legacy=True)))
         member = host.group.members[0]
@@ -59,9 +53,8 @@ def test_linux_uses_a_disk_by_its_owners_commands_and_outside_of_its_pool() -> N
         loop = stack.enter_context(closing(EventLoop()))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chamber-")))
         stack.enter_context(closing(VfioServer(folder / "legacy", shown, loop)))
-        guest = stack.enter_context(closing(QemuGuest(
-            program, kernel, loop, (), lambda _kind: pytest.fail("there are no slots"),
-            options=(*kernel.options, "virtio_pci.force_legacy=1"), accelerator=find_accelerator(program, kernel),
+        guest = stack.enter_context(closing(stock_guest(
+            loop, (), lambda _kind: pytest.fail("there are no slots"), options=("virtio_pci.force_legacy=1",),
             more=("-device", json.dumps({"driver": "vfio-user-pci", "addr": "1e",
                                          "socket": {"type": "unix", "path": f"{folder}/legacy"}})))))
         shown.found.clear()

@@ -10,15 +10,14 @@ import pytest
 
 from chamber.device.catalogue import make_device
 from chamber.lab.observation import TargetError
-from chamber.lab.qemu.guest import QemuGuest
-from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
 from chamber.lab.qemu.saved import SavedGuest, copy_memory, guest_memory
 from chamber.lab.uml_program import connect, disconnect, run_program
 from chamber.link.eventloop import EventLoop
 from chamber.wire.virtio import DeviceType
+from tests.lab.qemu.stock_guest import stock_guest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from chamber.lab.qemu.guest import QemuGuest
 
 MIB = 1 << 20
 
@@ -49,18 +48,8 @@ def test_memory_that_nobody_touched_is_no_more_than_that() -> None:
         assert os.fstat(target).st_size == MIB
 
 
-@pytest.fixture
-def start() -> Callable[..., QemuGuest]:
-    try:
-        program, kernel = find_qemu(), find_qemu_kernel(None)
-    except TargetError as error:
-        pytest.skip(str(error))
-    accelerator = find_accelerator(program, kernel)
-
-    def begin(loop: EventLoop, saved: SavedGuest | None = None) -> QemuGuest:
-        return QemuGuest(program, kernel, loop, (DeviceType.BLOCK, DeviceType.RNG), make_device,
-                         options=kernel.options, accelerator=accelerator, saved=saved)
-    return begin
+def _start(loop: EventLoop, saved: SavedGuest | None = None) -> QemuGuest:
+    return stock_guest(loop, (DeviceType.BLOCK, DeviceType.RNG), make_device, saved=saved)
 
 
 def _says(guest: QemuGuest, command: str) -> str:
@@ -69,11 +58,11 @@ def _says(guest: QemuGuest, command: str) -> str:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(300)
-def test_a_guest_goes_on_where_another_was_saved(start: Callable[..., QemuGuest]) -> None:
+def test_a_guest_goes_on_where_another_was_saved() -> None:
     """Each has what was there then, and a device; none has what came later, in it or in another."""
     with ExitStack() as stack:
         loop = stack.enter_context(closing(EventLoop()))
-        first = stack.enter_context(closing(start(loop)))
+        first = stack.enter_context(closing(_start(loop)))
         at_once = stack.enter_context(closing(first.save()))
         booted = _says(first, "echo before >/tmp/word; cat /proc/sys/kernel/random/boot_id")
         saved = stack.enter_context(closing(first.save()))
@@ -81,7 +70,7 @@ def test_a_guest_goes_on_where_another_was_saved(start: Callable[..., QemuGuest]
             f"before\n{booted}"), "the one that was saved goes on"
         pool = first.bounce_pool()
         for turn in range(2):
-            with closing(start(loop, saved)) as guest:
+            with closing(_start(loop, saved)) as guest:
                 assert guest.pid != first.pid
                 assert _says(guest, "cat /tmp/word; cat /proc/sys/kernel/random/boot_id") == f"before\n{booted}"
                 assert guest.bounce_pool() == pool
@@ -90,13 +79,13 @@ def test_a_guest_goes_on_where_another_was_saved(start: Callable[..., QemuGuest]
                     "4096")
                 disconnect(guest, DeviceType.BLOCK)
         assert _says(first, "cat /tmp/word") == "after"
-        with closing(start(loop, at_once)) as guest:
+        with closing(_start(loop, at_once)) as guest:
             assert _says(guest, "ls /tmp; echo listed") == "listed"
 
 
 @pytest.mark.qemu
 @pytest.mark.timeout(300)
-def test_what_qemu_did_not_write_is_said_in_one_line(start: Callable[..., QemuGuest]) -> None:
+def test_what_qemu_did_not_write_is_said_in_one_line() -> None:
     with closing(EventLoop()) as loop, closing(SavedGuest(guest_memory(MIB), b"no state of a machine")) as saved, \
             pytest.raises(TargetError, match="did not boot"):
-        start(loop, saved)
+        _start(loop, saved)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chamber.lab.qemu.guest import QemuGuest
 from chamber.lab.qemu.initramfs import python_path
-from chamber.lab.qemu.install import find_accelerator, find_qemu, find_qemu_kernel
 from chamber.link.eventloop import EventLoop
 from chamber.wire.tdisp import State
 from chamber.wire.virtio import DeviceType
 from tests.lab.linux_guest import USE_DISK, LinuxGuest
+from tests.lab.qemu.stock_guest import stock_guest
 from tests.lab.trusted_disk import SPOILT, TrustedDisk, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from chamber.lab.qemu.guest import QemuGuest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
@@ -33,13 +34,15 @@ class Guest(LinuxGuest):
     patience = 240.0
 
     def __init__(self) -> None:
-        program, kernel = find_qemu(), find_qemu_kernel(None)
         self.disk = TrustedDisk()
         self._loop = EventLoop()
-        self._guest = QemuGuest(program, kernel, self._loop, [DeviceType.BLOCK], self._never, options=kernel.options,
-                                accelerator=find_accelerator(program, kernel),
-                                imports=("chamber.cli.main", "chamber.cli.tdisp",
-                                         "cryptography.hazmat.backends.openssl.backend"))
+        try:
+            self._guest = stock_guest(self._loop, [DeviceType.BLOCK], self._never,
+                                      imports=("chamber.cli.main", "chamber.cli.tdisp",
+                                               "cryptography.hazmat.backends.openssl.backend"))
+        except BaseException:
+            self._loop.close()
+            raise
         self.address = str(self._guest.platform[DeviceType.BLOCK])
 
     @staticmethod
