@@ -39,8 +39,10 @@ __all__ = ("GuestDied", "UmlGuest")
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_AT_WORK: Final = frozenset({"running", "61", "202"})
+_AT_WORK: Final = frozenset({b"running", b"61", b"202"})
 """What it is at in the eyes of the host: computing, or in wait4 or futex until a process of its own is back."""
+_CALL_BYTES: Final = 16
+"""Its number comes first."""
 _MCONSOLE = struct.Struct("=III512s")
 _MCONSOLE_MAGIC, _MCONSOLE_VERSION = 0xCAFEBABE, 2
 
@@ -159,6 +161,8 @@ class UmlGuest(AgentGuest):
                 pass_fds=[channel.inner for channel in channels], preexec_fn=prepare, start_new_session=True,  # noqa: PLW1509
                 env={**os.environ, "TMPDIR": "/dev/shm"})  # noqa: S108
             stack.callback(self._kill)
+            self._call = os.open(f"/proc/{self._process.pid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, self._call)
         finally:
             os.close(console_in)
         for channel in channels:
@@ -198,8 +202,7 @@ class UmlGuest(AgentGuest):
     def idle(self) -> bool:
         """Whether its kernel sleeps until an interrupt comes: not at work, and not waiting for a process of its own."""
         with contextlib.suppress(OSError):
-            call = Path(f"/proc/{self.pid}/syscall").read_text(encoding="ascii").split()[0]
-            return call not in _AT_WORK
+            return os.pread(self._call, _CALL_BYTES, 0).split()[0] not in _AT_WORK
         return False
 
     def where(self) -> str:
