@@ -47,7 +47,7 @@ def _wait(pages: int) -> None:
 
 
 def _put_aside() -> None:
-    """Keep most of a large guest's memory from being hinted, as huge pages of nobody: each hint clears all that is free.
+    """Keep most of a large guest's memory from being hinted, as huge pages of nobody: a hint clears all that is free.
 
     That lasts until the guest is gone: what is given back would be reported to the host anew.
     """
