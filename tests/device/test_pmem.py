@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING
 
 import pytest
 
-from chamber.device.pmem import FileMedium, MemoryMedium, PmemDevice
+from chamber.device.pmem import FileMedium, MemoryMedium, PmemDevice, SharedMedium
 from chamber.platform.memory import PAGE, GuestMemory
-from chamber.wire.pmem import CONFIG, FLUSH, REQUEST, RESPONSE
+from chamber.wire.pmem import CONFIG, FLUSH, REQUEST, RESPONSE, PmemFeature
 from tests.device.driver import Driver
 
 if TYPE_CHECKING:
@@ -41,6 +42,29 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
     assert driver.request(0, [request(FLUSH)], [4]) == FLUSHED
     assert path.read_bytes()[PAGE:PAGE + 4] == b"file"
     device.close()
+
+
+def test_memory_that_is_shown_already_is_taken_over_empty_and_lasts_as_any() -> None:
+    shown = SharedMedium(2 * PAGE)
+    with mmap.mmap(shown.fd, 2 * PAGE) as seen:
+        seen[:4] = b"past"
+        device = PmemDevice()
+        device.move_to(shown.fd)
+        device.show_at(7 << 32)
+        assert device.device_memory_file is not None
+        assert seen[:4] == bytes(4)
+        driver = Driver(device, features=1 << PmemFeature.SHMEM_REGION)
+        assert CONFIG.get(device.read_config(0, 16), "size") == 2 * PAGE
+        assert CONFIG.get(device.read_config(0, 16), "start") == device.start == 7 << 32
+        seen[PAGE:PAGE + 4] = b"kept"
+        assert driver.request(0, [request(FLUSH)], [4]) == FLUSHED
+        seen[:4] = b"lost"
+        device.host_action("power-cut")
+        assert seen[:4] == bytes(4)
+        assert seen[PAGE:PAGE + 4] == b"kept"
+        device.close()
+        assert seen[PAGE:PAGE + 4] == b"kept", "who has mapped it keeps it"
+    shown.close()
 
 
 @pytest.mark.parametrize("size", [0, 100, PAGE + 1])

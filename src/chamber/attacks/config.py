@@ -36,6 +36,8 @@ LAYOUTS: Final = {
 _AMOUNTS: Final = (Role.SIZE, Role.COUNT, Role.LENGTH)
 _CONFIGURABLE: Final = (net.NetFeature.MQ, net.NetFeature.MTU, net.NetFeature.RSS)
 """Features of the network device that a guest's administrator uses."""
+_INSTEAD: Final = {DeviceType.PMEM: bit(pmem.PmemFeature.SHMEM_REGION)}
+"""By device type: features that drivers take instead of what is in configuration space."""
 _SOME: Final = 8
 """An amount that nobody turns down."""
 
@@ -94,8 +96,8 @@ class ConfigLie(Attack):
         self._features = features | bit(*(f for name in lies if (f := layout[name].feature) is not None))
 
     def features(self, offered: int) -> int:
-        """Offer what exposes the fields."""
-        return offered | self._features
+        """Offer what exposes the fields, and nothing that hides them."""
+        return offered & ~_INSTEAD.get(self.device.type, 0) | self._features
 
     def config(self, config: bytearray, offset: int, size: int) -> bytearray:
         """Lie to who reads one of the fields."""
@@ -108,7 +110,7 @@ class ConfigLie(Attack):
                  or (offset == layout[name].offset and size >= layout[name].size) or size >= layout.size]
         if asked:
             self._reads += 1
-        if self._alternate and self._reads % 2:
+        if self._alternate and (self._reads % 2 or not self._reads):  # one that is read in halves is read at its end
             return config
         for name, value in self._lies.items():
             layout.put(config, name, value)
@@ -135,6 +137,10 @@ class ConfigSpin(Attack):
     def __init__(self) -> None:
         super().__init__()
         self._reads = 0
+
+    def features(self, offered: int) -> int:
+        """Offer nothing that hides configuration space."""
+        return offered & ~_INSTEAD.get(self.device.type, 0)
 
     def config(self, config: bytearray, offset: int, size: int) -> bytearray:
         """Change everything, then interrupt; bounded, as each interrupt brings the next read."""
@@ -186,7 +192,7 @@ def _stimuli(device: DeviceType, field: Field | None) -> tuple[str, ...]:
         more = ("discard",)
     elif device is DeviceType.NET and (field is None or field.feature in _CONFIGURABLE):
         more = ("configure",)
-    elif device in {DeviceType.SCSI, DeviceType.FS, DeviceType.TRANSPORT_9P, DeviceType.SND}:
+    elif device in {DeviceType.SCSI, DeviceType.FS, DeviceType.TRANSPORT_9P, DeviceType.SND, DeviceType.PMEM}:
         more = ("rebind",)  # their drivers read each field once
     return ("use", "inspect", *more)
 

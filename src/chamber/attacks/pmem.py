@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.answer import Answer, Claim
 from chamber.attacks.attack import MODEL, Aim, Attack, AttackSpec, Surface
 from chamber.device.pmem import PmemDevice
-from chamber.wire.pmem import CONFIG, RESPONSE
-from chamber.wire.virtio import DeviceType
+from chamber.wire.pmem import CONFIG, RESPONSE, PmemFeature
+from chamber.wire.virtio import DeviceType, bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ("pmem_attacks",)
 
+_TARGETS: Final = MODEL | {"qemu"}
+"""User-Mode Linux sees no memory of a device's."""
+_EVERY_READ: Final = {"length-race"}
+"""What takes a host that sees every read of a guest's: that of the model."""
 
 
 class Range(Attack):
@@ -31,6 +35,10 @@ class Range(Attack):
     def __init__(self, lie: Callable[[int, int], tuple[int, int]]) -> None:
         super().__init__()
         self._lie = lie
+
+    def features(self, offered: int) -> int:
+        """Have configuration space say it."""
+        return offered & ~bit(PmemFeature.SHMEM_REGION)
 
     def config(self, config: bytearray, offset: int, size: int) -> bytearray:
         """Lie."""
@@ -181,5 +189,6 @@ _ROWS: Final[tuple[Row, ...]] = (
 def pmem_attacks() -> Iterator[AttackSpec]:
     """Attacks on persistent memory."""
     for what, surface, aim, spec, summary, make in _ROWS:
+        targets = MODEL if what in _EVERY_READ else _TARGETS
         yield AttackSpec(f"pmem-{what}", DeviceType.PMEM, surface, aim, f"virtio 1.3, {spec}",
-                         f"The device {summary}.", make, stimuli=("use", "inspect"), targets=MODEL)
+                         f"The device {summary}.", make, stimuli=("use", "inspect"), targets=targets)

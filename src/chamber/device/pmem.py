@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from chamber.device.base import Device
 from chamber.device.errors import DriverError
-from chamber.wire.pmem import CONFIG, FLUSH, REQUEST, RESPONSE
-from chamber.wire.virtio import DeviceType
+from chamber.wire.pmem import CONFIG, FLUSH, REQUEST, RESPONSE, PmemFeature
+from chamber.wire.virtio import DeviceType, bit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chamber.device.hooks import Hooks
     from chamber.device.queue import DeviceQueue
 
-__all__ = ("FileMedium", "MemoryMedium", "PmemDevice")
+__all__ = ("FileMedium", "MemoryMedium", "PmemDevice", "SharedMedium")
 
 _START: Final = 1 << 32
 _SIZE: Final = 1 << 18
@@ -49,6 +49,36 @@ class MemoryMedium:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class SharedMedium(MemoryMedium):
+    """A medium in memory that a monitor can map in the place of a BAR. It is all zeros at first.
+
+    Args:
+        size: bytes of it.
+        file: another's `fd`, whose memory it is to be, as who has mapped that goes on to show it.
+
+    Attributes:
+        fd: a file of that memory.
+
+    """
+
+    def __init__(self, size: int, file: int | None = None) -> None:
+        super().__init__(size)
+        if file is None:
+            self.fd = os.memfd_create("chamber-pmem", os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, size)
+        else:
+            self.fd = os.dup(file)
+        self._map = mmap.mmap(self.fd, size)
+        self.live = memoryview(self._map)
+        self.live[:] = bytes(size)
+
+    def close(self) -> None:
+        """Give it back; who has mapped it keeps it."""
+        self.live.release()
+        self._map.close()
+        os.close(self.fd)
 
 
 class FileMedium:
@@ -124,7 +154,22 @@ class PmemDevice(Device):
     @property
     def device_memory_file(self) -> int | None:
         """The file behind it."""
-        return self.medium.fd if isinstance(self.medium, FileMedium) else None
+        return self.medium.fd if isinstance(self.medium, FileMedium | SharedMedium) else None
+
+    def move_to(self, file: int) -> None:
+        """Have its memory in a `SharedMedium`'s file, which a platform shows already, instead of its own.
+
+        Where that is the guest learns from the platform (SHMEM_REGION, 5.19.4).
+        """
+        self.medium.close()
+        self.medium = SharedMedium(os.fstat(file).st_size, file)
+        CONFIG.put(self.config, "size", len(self.medium.live))
+        self.offer(bit(PmemFeature.SHMEM_REGION))
+
+    def show_at(self, address: int) -> None:
+        """Have the platform show its memory elsewhere."""
+        self.start = address
+        CONFIG.put(self.config, "start", address)
 
     def close(self) -> None:
         """Close the medium."""

@@ -17,6 +17,7 @@ import pytest
 
 from chamber.device.blk import BlkDevice
 from chamber.device.disk import FileDisk
+from chamber.device.pmem import PmemDevice
 from chamber.device.scsi import ScsiDevice
 from chamber.device.scsi_lun import LogicalUnit
 from chamber.lab.uml_program import connect, disconnect
@@ -113,6 +114,24 @@ def test_ext4_and_fio(bench: Bench, tmp_path: Path) -> None:
         assert "err= 0" in bench.run(f"{fio} {options}")
     with bench.image.open("rb") as file:
         assert any(file.read(4 << 20))
+
+
+def test_files_in_persistent_memory_last(tmp_path: Path) -> None:
+    """The guest's ext4 is in the host's memory, and whole after a power cut; the host's own tools read it."""
+    device = PmemDevice()
+    with contextlib.closing(EventLoop()) as loop, contextlib.closing(
+            _guest(loop, (DeviceType.PMEM,), device, programs=("mkfs.ext4",))) as guest:
+        connect(guest, DeviceType.PMEM)
+        sh(guest, "mkfs.ext4 -q -b 4096 -O ^has_journal /dev/pmem0; mkdir -p /disk; mount -o dax=always /dev/pmem0 "
+                  "/disk && grep -q dax /proc/mounts && seq 50000 >/disk/numbers && mkdir /disk/in && umount /disk")
+        device.host_action("power-cut")
+        image = tmp_path / "memory"
+        image.write_bytes(device.medium.live)
+        said = subprocess.run(["e2fsck", "-fn", image], capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stdout
+        kept = subprocess.run(["debugfs", "-R", "cat /numbers", image], capture_output=True, check=True).stdout
+        assert kept == b"".join(b"%d\n" % number for number in range(1, 50001))
+        disconnect(guest, DeviceType.PMEM)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/net/tun").exists() or shutil.which("nsenter") is None,

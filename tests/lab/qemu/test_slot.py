@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chamber.device.catalogue import TYPES, make_device
-from chamber.device.virtio_pci import REGISTER_BAR, VirtioPci
+from chamber.device.pmem import SharedMedium
+from chamber.device.virtio_pci import REGISTER_BAR, SHARED_MEMORY_BAR, VirtioPci
 from chamber.lab.qemu.slot import PciSlot
 from chamber.wire.pci import HEADER, Command, ExtendedId
 from chamber.wire.virtio import DeviceType, Status
@@ -59,6 +60,26 @@ def test_who_is_plugged_is_found_anew_and_leaves_nothing() -> None:
     slot.unplug()
     assert slot.read_config(0, 2) == b"\xff\xff"
     assert raised == []
+
+
+def test_memory_of_a_devices_own_is_the_slots_whoever_is_plugged() -> None:
+    shown = SharedMedium(1 << 14)
+    slot = PciSlot(make_device(DeviceType.PMEM, medium=shown))
+    _attached(slot)
+    assert slot.mappable(SHARED_MEMORY_BAR) == (shown.fd, 1 << 14)
+    assert slot.mappable(REGISTER_BAR) is None
+    slot.reset()
+    for turn in (b"one", b"two"):
+        device = slot.plug(make_device(DeviceType.PMEM)).device
+        assert bytes(shown.live[:3]) == bytes(3)
+        slot.write_config(HEADER["bar2"].offset, (0x12340000).to_bytes(4, "little"))
+        slot.write_config(HEADER["command"].offset, bytes((Command.MEMORY, 0)))
+        slot.write_bar(SHARED_MEMORY_BAR, 0, turn)
+        assert device.device_memory is not None
+        start, memory = device.device_memory
+        assert (start, bytes(memory[:3]), bytes(shown.live[:3])) == (0x12340000, turn, turn)
+        device.close()
+    slot.close()
 
 
 def test_what_is_between_a_device_and_memory_is_made_for_each() -> None:

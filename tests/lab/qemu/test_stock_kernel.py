@@ -50,6 +50,14 @@ def test_a_guest_that_is_suspended_wakes(target: QemuTarget) -> None:
     assert sum("suspend and resume" in line and line.endswith("ok") for line in observation.transcript) == 2
 
 
+@pytest.mark.parametrize("name", ["pmem-flush-dropped", "pmem-content-rolled-back"])
+def test_persistent_memory_that_does_not_last_is_taken_for_what_was_stored(target: QemuTarget, name: str) -> None:
+    attack = find(name)
+    observation = target.run(Scenario(attack.device, attack.stimuli, attack))
+    assert any(e.harm is Harm.WRONG_DATA for e in observation.evidence), observation.console
+    assert observation.strikes
+
+
 @pytest.mark.parametrize("name", ["rng-features-bare", "blk-pci-no-access-platform"])
 def test_a_guest_that_is_talked_out_of_its_pool_leaks(target: QemuTarget, name: str) -> None:
     attack = find(name)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qemu.qmp import QMPClient, QMPError
 
 from chamber.device.catalogue import make_device
+from chamber.device.pmem import SharedMedium
 from chamber.device.virtio_pci import VirtioPci
 from chamber.lab.agent_guest import BOOT_SECONDS, AgentGuest, GuestDied
 from chamber.lab.observation import TargetError
@@ -27,6 +28,7 @@ from chamber.lab.qemu.saved import SavedGuest, copy_memory, guest_memory
 from chamber.lab.qemu.slot import PciSlot
 from chamber.lab.uml_channel import UmlChannel
 from chamber.link.listener import VfioServer
+from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from chamber.lab.qemu.install import QemuKernel, QemuProgram
     from chamber.link.eventloop import EventLoop
     from chamber.platform.dma import Dma
-    from chamber.wire.virtio import DeviceType
 
 __all__ = ("QemuGuest",)
 
@@ -44,6 +45,8 @@ _FIRST_SLOT: Final = 4
 _PATIENCE: Final = 3
 """A processor that is emulated takes so many times as long as one of the host's."""
 _SAVE_SECONDS: Final = 60.0
+_PMEM_BYTES: Final = 2 << 20
+"""As little of persistent memory as Linux takes: it has no smaller pieces of memory that is not its own."""
 _LOOK_AGAIN: Final = 0.01
 
 
@@ -54,6 +57,13 @@ async def _execute(path: str, name: str, arguments: dict[str, object]) -> object
         return await client.execute(name, arguments)
     finally:
         await client.disconnect()
+
+
+def _occupant(kind: DeviceType) -> Device:
+    """Make the device that a slot is made for; its memory, if it has any, is what QEMU maps for those that follow."""
+    if kind is DeviceType.PMEM:
+        return make_device(kind, medium=SharedMedium(_PMEM_BYTES))
+    return make_device(kind)
 
 
 class QemuGuest(AgentGuest):
@@ -98,7 +108,7 @@ class QemuGuest(AgentGuest):
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._slots: dict[str, tuple[DeviceType, PciSlot]] = {}
             for number, kind in enumerate(kinds, _FIRST_SLOT):
-                slot = PciSlot(make_device(kind), wrap, left)
+                slot = PciSlot(_occupant(kind), wrap, left)
                 stack.callback(slot.close)
                 server = VfioServer(self.folder / kind.short, slot, loop, observer=observer)
                 stack.callback(server.close)

@@ -43,8 +43,9 @@ _BESIDE: Final = {
     DeviceType.INPUT: ("evdev",), DeviceType.VSOCK: ("vsock_loopback",), DeviceType.SCSI: ("sd_mod",),
     DeviceType.TRANSPORT_9P: ("9p",), DeviceType.CRYPTO: ("algif_skcipher",), DeviceType.SND: ("snd_pcm",)}
 """What a type's stimuli need beside its driver."""
-_FILE_SYSTEM: Final = ("ext4", "crc32c_generic")
-"""For whoever puts files on a disk; the second one the first asks for when it mounts."""
+_STORAGE: Final = ("ext4", "crc32c_generic", "nd_pmem")
+"""For whoever puts files on a disk; the second one the first asks for when it mounts. The last makes a disk of
+persistent memory."""
 _OPTIONS: Final = ("swiotlb=force", *LOUD, "cryptomgr.notests=1", "mitigations=off")
 """All DMA bounced, and what a kernel without KASAN notices. What is off against speculation does nothing on an emulated
 processor but to cost a quarter of its time. The crypto driver's results are wrong with bounce buffers, however
@@ -216,7 +217,7 @@ def _is_whole(target: Path) -> bool:
     if not (target / "order").exists():
         return False
     kernel = _read(target)
-    return kernel.built_in | {_name(module) for module in kernel.modules} >= set(_FILE_SYSTEM)
+    return kernel.built_in | {_name(module) for module in kernel.modules} >= set(_STORAGE)
 
 
 def _pick(part: Path, release: str) -> None:
@@ -233,7 +234,7 @@ def _pick(part: Path, release: str) -> None:
     for kind, driver in _DRIVERS.items():
         for name in (driver, *_BESIDE.get(kind, ())):
             _need(name, files, part / "modules", order)
-    for name in _FILE_SYSTEM:
+    for name in _STORAGE:
         _need(name, files, part / "modules", order)
     (part / "order").write_text("".join(f"{name}\n" for name in order), encoding="ascii")
     shutil.rmtree(everything)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from chamber.device.virtio_pci import VirtioPci
+from chamber.device.pmem import PmemDevice
+from chamber.device.virtio_pci import SHARED_MEMORY_BAR, VirtioPci
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,13 +58,20 @@ class PciSlot:
         """Bytes of each BAR, whoever is in."""
         return self._honest.bar_sizes
 
+    def mappable(self, bar: int) -> tuple[int, int] | None:
+        """The file of a BAR's memory, whoever is in, and how long it is."""
+        return self._honest.mappable(bar)
+
     @property
     def vectors(self) -> int:
         """MSI-X vectors, whoever is in."""
         return self._honest.vectors
 
     def plug(self, device: Device) -> VirtioPci:
-        """Put a device in, in place of whoever is."""
+        """Put a device in, in place of whoever is; its own memory is the slot's, which QEMU has mapped for good."""
+        memory = self._honest.device.device_memory_file
+        if memory is not None and isinstance(device, PmemDevice):
+            device.move_to(memory)
         function = VirtioPci(device)
         self.put(function)
         return function
@@ -94,6 +102,8 @@ class PciSlot:
         """Take a write to configuration space."""
         if self._inside is not None:
             self._inside.write_config(offset, data)
+            if isinstance(self._inside, VirtioPci) and isinstance(self._inside.device, PmemDevice):
+                self._inside.device.show_at(self._inside.function.bar_base(SHARED_MEMORY_BAR))
 
     def read_bar(self, bar: int, offset: int, size: int) -> bytes:
         """Serve a read of a BAR."""
