@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chamber.cli.main import run
+from chamber.fuzz.campaign import Campaign
 from chamber.fuzz.finding import read_finding
 from chamber.fuzz.progress import read_counts
+from chamber.fuzz.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +130,23 @@ def test_two_campaigns_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Capt
         assert "a campaign runs there" in capsys.readouterr().err
         first.send_signal(signal.SIGINT)
         first.wait(60)
-    assert not _processes(top)
+    # What afl-fuzz has just started, and not yet taken note of, ends when it finds afl-fuzz gone.
+    _wait_for("nothing is left of it", lambda: not _processes(top))
+
+
+def test_an_interrupt_while_a_process_is_started_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the process is there, and whoever starts it does not know that yet."""
+    start: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def interrupted(self: subprocess.Popen[bytes], *arguments: Any) -> None:
+        start(self, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
+    top = tmp_path / "campaign"
+    with pytest.raises(KeyboardInterrupt), Campaign(top, Settings("rng", "model", "", "bare"), jobs=2):
+        pytest.fail("it began")
+    _wait_for("nothing is left of it", lambda: not _processes(top))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "chamber-campaign/1"}'])

@@ -23,6 +23,7 @@ from chamber.fuzz.settings import CampaignError, Folder
 from chamber.lab.child_process import share_niceness
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from chamber.fuzz.settings import Settings
@@ -43,7 +44,18 @@ _CONFIRMS_NICE: Final = 10
 _PR_SET_PDEATHSIG: Final = 1
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off: a process that is started just then would be nobody's, and outlive what ends the others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _die_with_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
@@ -81,9 +93,10 @@ class Campaign:
     def __enter__(self) -> Self:
         try:
             self._prepare()
-            for number, job in enumerate(self._jobs):
-                self._processes[job] = self._start(job, number)
-            self._confirmation = self._start_confirmation()
+            with _uninterrupted():
+                for number, job in enumerate(self._jobs):
+                    self._processes[job] = self._start(job, number)
+                self._confirmation = self._start_confirmation()
         except BaseException:
             self.close()
             raise
@@ -180,7 +193,8 @@ class Campaign:
             if self._restarts > _RESTARTS:
                 raise CampaignError(f"{job} ends again and again: {self._last_words(job)}")
             self._end([process])
-            self._processes[job] = self._start(job, number)
+            with _uninterrupted():
+                self._processes[job] = self._start(job, number)
 
     def _last_words(self, job: str) -> str:
         for name, wanted in ((f"{job}.error", ""), (f"{job}.log", "ABORT"), (f"{job}.log", "")):
