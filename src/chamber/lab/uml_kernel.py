@@ -60,9 +60,8 @@ _DRIVERS: Final = {
 _BESIDE: Final = {DeviceType.VSOCK: "vsock_loopback.ko"}
 """What a type's stimuli need beside its driver."""
 
-LOUD: Final = ("slub_debug=FZPU,kmalloc-*;FZP",)
-"""Kernel options for a kernel that was not built to notice: red zones, poison and checks of slab objects. Who asked for
-one, and who freed it, is written down where drivers' own are alone, as that takes a walk of the stack each time."""
+LOUD: Final = ("slub_debug=FZPU",)
+"""Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
 _KASAN_MEMORY_MB: Final = 160
 
 _AT_MINSIGSTKSZ: Final = 51

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from chamber.lab.debian import Apt, unpack
 from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.observation import TargetError
-from chamber.lab.uml_kernel import LOUD
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -46,9 +45,10 @@ _BESIDE: Final = {
 _STORAGE: Final = ("ext4", "crc32c_generic", "nd_pmem")
 """For whoever puts files on a disk; the second one the first asks for when it mounts. The last makes a disk of
 persistent memory."""
-_OPTIONS: Final = ("swiotlb=force", *LOUD, "cryptomgr.notests=1", "mitigations=off")
-"""All DMA bounced, and what a kernel without KASAN notices. What is off against speculation does nothing on an emulated
-processor but to cost a quarter of its time. The crypto driver's results are wrong with bounce buffers, however
+_OPTIONS: Final = ("swiotlb=force", "slub_debug=FZPU,kmalloc-*;FZP", "cryptomgr.notests=1", "mitigations=off")
+"""All DMA bounced, and checks of slab objects, as a stock kernel has no KASAN; whose they are is written down of those
+that drivers lay out themselves, which takes an emulated processor long. What is off against speculation does nothing on
+such a processor but to cost a quarter of its time. The crypto driver's results are wrong with bounce buffers, however
 honest its device is; a kernel that tests them would use it for nothing."""
 
 
