@@ -94,6 +94,7 @@ class UmlGuest(AgentGuest):
         self._ids = dict.fromkeys(devices, DEVICE_ID) if pci else {}
         self.second: UmlChannel | None = None
         self._memory_mb = memory_mb or kernel.memory_mb
+        self._call = -1
         self._terminal = terminal
         with contextlib.ExitStack() as stack:
             self.folder = Path(tempfile.mkdtemp(prefix="chamber-", dir=folder))
@@ -161,8 +162,9 @@ class UmlGuest(AgentGuest):
                 pass_fds=[channel.inner for channel in channels], preexec_fn=prepare, start_new_session=True,  # noqa: PLW1509
                 env={**os.environ, "TMPDIR": "/dev/shm"})  # noqa: S108
             stack.callback(self._kill)
-            self._call = os.open(f"/proc/{self._process.pid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, self._call)
+            with contextlib.suppress(OSError):  # there is none on every host
+                self._call = os.open(f"/proc/{self._process.pid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, self._call)
         finally:
             os.close(console_in)
         for channel in channels:

@@ -8,9 +8,13 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = (
     "DEBUGFS",
@@ -32,9 +36,11 @@ __all__ = (
     "unbind_platform",
     "virtio_name",
     "wait_for",
+    "wait_until",
     "write",
 )
 
+_T = TypeVar("_T")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FINIT_MODULE = 313
 _POWER_OFF = 0x4321FEDC
@@ -130,11 +136,32 @@ def wait_for(what: str, path: Path, seconds: float = 0.5) -> None:
         Silence: it does not.
 
     """
-    deadline = time.monotonic() + patient(seconds)
-    while not path.exists():
+    wait_until(f"{what} did not appear", path.exists, seconds, pause=0.0005)
+
+
+def wait_until(otherwise: str, done: Callable[[], _T | None], seconds: float, *, least: float = 0.0,
+               pause: float = 0.002) -> _T:
+    """Ask until the answer is true, and return it; that a file has just gone is none.
+
+    Args:
+        otherwise: what is said if it never is.
+        done: what is asked.
+        seconds: how long, where the guest has time for that.
+        least: how long at least.
+        pause: seconds between two questions.
+
+    Raises:
+        Silence: it was not in time.
+
+    """
+    deadline = time.monotonic() + max(patient(seconds), least)
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if answer := done():
+                return answer
         if time.monotonic() > deadline:
-            raise Silence(f"{what} did not appear")
-        time.sleep(0.0005)
+            raise Silence(otherwise)
+        time.sleep(pause)
 
 
 def platform_devices() -> list[str]:

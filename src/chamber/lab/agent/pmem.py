@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from chamber.lab.agent import kernel
 from chamber.lab.agent.disk import Direct, compare
 from chamber.lab.agent.patience import patient
-from chamber.lab.agent.report import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,25 +34,17 @@ _POWER_CUT_SECONDS: Final = 0.03
 def _region(virtio: str) -> Path:
     """The region that the device became, which goes on behind the probe."""
     folder = (Path("/sys/bus/virtio/devices") / virtio).resolve()
-    deadline = time.monotonic() + patient(_SECONDS)
-    while True:
-        for path in _REGIONS.glob("region*"):
-            if path.resolve().is_relative_to(folder):
-                return path
-        if time.monotonic() > deadline:
-            raise Silence("there is no region")
-        time.sleep(0.002)
+
+    def found() -> Path | None:
+        return next((path for path in _REGIONS.glob("region*") if path.resolve().is_relative_to(folder)), None)
+    return kernel.wait_until("there is no region", found, _SECONDS)
 
 
 def _disk(region: Path) -> str:
     """The disk that the region became."""
-    deadline = time.monotonic() + patient(_SECONDS)
-    while not (found := [path.name for path in region.glob("*/block/*")]):
-        if time.monotonic() > deadline:
-            raise Silence("there is no disk")
-        time.sleep(0.002)
-    kernel.wait_for("the disk's file", Path("/dev") / found[0])
-    return found[0]
+    name = kernel.wait_until("there is no disk", lambda: next((p.name for p in region.glob("*/block/*")), ""), _SECONDS)
+    kernel.wait_for("the disk's file", Path("/dev") / name)
+    return name
 
 
 def use(virtio: str, report: Report) -> None:

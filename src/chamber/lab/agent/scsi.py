@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import struct
@@ -38,31 +37,19 @@ prepares the work that handles an event anew, in that work, and so loses that so
 that nothing more is to come ends the wait sooner."""
 
 
-def _find(virtio: str, unit: tuple[int, int]) -> str:
-    """Name of the disk at a target and LUN; empty if there is none."""
-    return _first(virtio, f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*")
-
-
 def _first(virtio: str, pattern: str) -> str:
     """Name of the first of a device's files that a pattern fits; empty if there is none."""
-    while True:
-        # A folder may go while it is looked into, as those of empty targets do during a scan.
-        with contextlib.suppress(FileNotFoundError):
-            return next((p.name for p in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
+    return next((path.name for path in (Path("/sys/bus/virtio/devices") / virtio).glob(pattern)), "")
 
 
-def _wait(what: str, done: Callable[[], _T]) -> _T:
-    deadline = time.monotonic() + max(patient(_APPEAR_SECONDS), _LEAST_SECONDS)
-    while not (result := done()):
-        if time.monotonic() > deadline:
-            raise Silence(what)
-        time.sleep(0.002)
-    return result
+def _wait(otherwise: str, done: Callable[[], _T]) -> _T:
+    return kernel.wait_until(otherwise, done, _APPEAR_SECONDS, least=_LEAST_SECONDS)
 
 
 def disk_of(virtio: str, unit: tuple[int, int] = _FIRST) -> str:
     """Wait for a disk to appear: that goes on behind the probe, and behind events."""
-    name = _wait(f"the disk {unit[0]}:{unit[1]} did not appear", lambda: _find(virtio, unit))
+    name = _wait(f"the disk {unit[0]}:{unit[1]} did not appear",
+                 lambda: _first(virtio, f"host*/target*/*:0:{unit[0]}:{unit[1]}/block/*"))
     # Its folder is the first of it, its file not always the last.
     for path in (Path("/dev") / name, Path("/sys/block") / name / "size"):
         _wait(f"the disk's {path} did not appear", path.exists)
