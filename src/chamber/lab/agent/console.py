@@ -28,6 +28,7 @@ _PORTS: Final = Path("/sys/class/virtio-ports")
 _ECHO_NAME: Final = "chamber.echo"
 _EXTRA_NAME: Final = "chamber.extra"
 _TIMEOUT: Final = 0.5
+_PAUSE: Final = 0.0005
 
 
 def ports(virtio: str) -> list[str]:
@@ -49,14 +50,7 @@ def find_port(virtio: str, wanted: str) -> str | None:
 
 def wait_for_port(virtio: str, wanted: str) -> str:
     """Wait for the port of that name."""
-    deadline = time.monotonic() + patient(_TIMEOUT)
-    while True:
-        port = find_port(virtio, wanted)
-        if port is not None:
-            return port
-        if time.monotonic() > deadline:
-            raise Silence(f"no port is named {wanted}")
-        time.sleep(0.0005)
+    return kernel.wait_until(f"no port is named {wanted}", lambda: find_port(virtio, wanted), _TIMEOUT, pause=_PAUSE)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -126,11 +120,7 @@ def inspect(virtio: str, report: Report) -> None:
 
 
 def _wait_until_gone(virtio: str, wanted: str) -> None:
-    deadline = time.monotonic() + patient(_TIMEOUT)
-    while find_port(virtio, wanted) is not None:
-        if time.monotonic() > deadline:
-            raise Silence(f"the port {wanted} stays")
-        time.sleep(0.0005)
+    kernel.wait_until(f"the port {wanted} stays", lambda: find_port(virtio, wanted) is None, _TIMEOUT, pause=_PAUSE)
 
 
 def hotplug(virtio: str, report: Report) -> None:

@@ -122,11 +122,7 @@ def _reset(report: Report) -> None:
     """Have the transport reset, and wait until the guest is called otherwise."""
     before = _local_cid()
     report.ask("reset")
-    deadline = time.monotonic() + patient(_TIMEOUT)
-    while _local_cid() == before:
-        if time.monotonic() > deadline:
-            raise Silence("the guest's context id stays")
-        time.sleep(0.002)
+    kernel.wait_until("the guest's context id stays", lambda: _local_cid() != before, _TIMEOUT)
 
 
 def use(virtio: str, report: Report) -> None:
