@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import socket
 import struct
 import threading
@@ -24,6 +25,7 @@ from chamber.link.channel import Gone
 from chamber.link.eventloop import EventLoop
 from chamber.link.listener import VfioServer, serve_function
 from chamber.link.vfio_client import ServerError, VfioClient
+from chamber.link.vfio_user import VfioStream
 from chamber.wire.errors import WireError
 from chamber.wire.pci import HEADER, CapabilityId, Command, MsixControl
 from chamber.wire.vfio_user import (
@@ -41,6 +43,10 @@ from chamber.wire.vfio_user import (
     IrqSetFlag,
     RegionAccess,
     RegionFlag,
+    RegionInfo,
+    RegionIoFds,
+    SubRegion,
+    Version,
     WriteMulti,
     encode,
 )
@@ -180,6 +186,83 @@ def test_a_queue_in_mapped_memory_works_and_a_vector_is_an_eventfd(served: Serve
                 os.eventfd_read(event)
     finally:
         os.close(event)
+
+
+def test_a_doorbell_is_an_eventfd(served: Served, file: File) -> None:
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        with VfioClient(served.path) as client:
+            client.map(DmaMap(3, 0, MEMORY, SIZE), file.fd)
+            client.set_irqs(IrqSet(EVENTFD, IrqIndex.MSIX, 1, 1), (event,))
+            enable_msix(client)
+            queue = Queue(file, MEMORY, 8)  # type: ignore[arg-type]
+            start(client, queue)
+            assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}
+            assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}, "asked again, it is the same"
+            assert client.ring(CONFIG) == client.ring(1) == client.ring(8) == set()
+            before = client.asked
+            for turn in range(3):
+                queue.add([(MEMORY + 8192, 64, 2)])
+                client.write(REGISTER_BAR, NOTIFY_AT, bytes(2))
+                assert select.select([event], [], [], 10)[0]
+                assert os.eventfd_read(event) == 1
+                assert queue.take() is not None
+                assert file.read(MEMORY + 8192, 64) == b"\xa5" * 64, turn
+                file.write(MEMORY + 8192, bytes(64))
+            assert client.asked == before
+            client.write(REGISTER_BAR, NOTIFY_AT, bytes(4))
+            assert client.asked == before + 1, "what is written with four bytes says something"
+    finally:
+        os.close(event)
+
+
+def test_doorbells_are_not_more_than_there_is_room_for(tmp_path: Path) -> None:
+    function = VirtioPci(make_device(DeviceType.NET))
+    queues = function.device.queue_count
+    with contextlib.closing(Served(tmp_path / "s", function)) as served:
+        with VfioClient(served.path, {"max_msg_fds": 2}) as client:
+            assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2), (NOTIFY_AT + 4, 2)}
+            none = client.ask(Cmd.DEVICE_GET_REGION_IO_FDS, RegionIoFds(REGISTER_BAR), RegionIoFds)
+            assert none == RegionIoFds(REGISTER_BAR, (), 16 + 2 * 40), "says what there must be room for"
+        with VfioClient(served.path) as client:
+            assert len(client.ring(REGISTER_BAR)) == queues
+
+
+@pytest.mark.parametrize(("piece", "fds", "rung"), [
+    (SubRegion(0, 2, 1), 1, None), (SubRegion(0, 2, 0), 0, None), (SubRegion(4095, 2, 0), 1, None),
+    (SubRegion((1 << 64) - 1, 2, 0), 1, None), (SubRegion(0, 2, 0, kind=1), 1, set()),
+    (SubRegion(0, 2, 0, flags=1, datamatch=7), 1, set()), (SubRegion(0, 0, 0), 1, set()),
+    (SubRegion(4094, 2, 0), 1, {(4094, 2)})])
+def test_a_server_gives_pieces_of_a_region_that_are_in_it(tmp_path: Path, piece: SubRegion, fds: int,
+                                                          rung: set[tuple[int, int]] | None) -> None:
+    event = os.eventfd(0)
+
+    def serve() -> None:
+        with contextlib.closing(VfioStream(listener.accept()[0])) as stream:
+            for answer, given in ((Version(0, 0, {}), ()), (RegionInfo(0, RegionFlag.READ, 4096), ()),
+                                  (RegionIoFds(0, (piece,)), (event,) * fds)):
+                header = stream.wait(10).header
+                stream.send_frame(encode(header.message_id, header.command, answer.pack(), REPLY), given)
+            with contextlib.suppress(Gone):
+                stream.wait(10)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            with VfioClient(tmp_path / "s") as client:
+                if rung is None:
+                    with pytest.raises(WireError, match="in it, and comes with its descriptor"):
+                        client.ring(0)
+                else:
+                    assert client.ring(0) == rung
+        finally:
+            server.join(10)
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(event)
 
 
 def test_buffers_without_a_descriptor_are_reached_by_messages(tmp_path: Path, file: File) -> None:

@@ -121,7 +121,7 @@ class VirtioPci:
         self._isr = 0
         self._changed = False
         self.common = CommonConfig(device, self._memory, self._queue_interrupt, admin)
-        queues = device.queue_count + (admin is not None)
+        queues = self._queues = device.queue_count + (admin is not None)
         self._add(CapabilityType.COMMON_CFG, _COMMON_AT, self.common.size)
         self._add(CapabilityType.ISR_CFG, _ISR_AT, 1)
         self._add(CapabilityType.DEVICE_CFG, _DEVICE_AT, max(4, len(device.config)))
@@ -183,6 +183,12 @@ class VirtioPci:
         """A file that a monitor may map in the place of a BAR's first bytes, and how many; None where there is none."""
         memory, file = self.device.device_memory, self.device.device_memory_file
         return None if memory is None or file is None or bar != SHARED_MEMORY_BAR else (file, len(memory[1]))
+
+    def doorbells(self, bar: int) -> list[int]:
+        """Offsets of registers of two bytes in a BAR that say all by being written: one for each queue (4.1.4.4)."""
+        if bar != self.register_bar:
+            return []
+        return [_NOTIFY_AT + number * NOTIFY_MULTIPLIER for number in range(self._queues)]
 
     @property
     def vectors(self) -> int:

@@ -42,6 +42,8 @@ from chamber.wire.vfio_user import (
     RegionAccess,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
+    SubRegion,
     Version,
     encode,
 )
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
 __all__ = ("ServerError", "VfioClient")
 
 _SECONDS: Final = 5.0
+_ROOM: Final = 1 << 16
+"""Bytes for a list of pieces of a region."""
 _STATE: Final = struct.Struct("=II")
 P = TypeVar("P", bound="Payload")
 
@@ -84,6 +88,7 @@ class VfioClient:
     Attributes:
         version: what was agreed upon.
         memory: ranges without a descriptor, by their addresses: what a server reaches by messages.
+        asked: messages sent, without answers.
 
     Raises:
         OSError: nobody listens there.
@@ -100,7 +105,8 @@ class VfioClient:
             raise
         self.memory: dict[int, bytearray] = {}
         self._stream = VfioStream(sock)
-        self._id = 0
+        self.asked = 0
+        self._doorbells: dict[tuple[int, int, int], int] = {}
         try:
             self.version = self.ask(Command.VERSION, Version(0, 0, {
                 "max_msg_fds": MAX_FDS, "max_data_xfer_size": MAX_TRANSFER, **(capabilities or {})}), Version)
@@ -121,14 +127,18 @@ class VfioClient:
     def close(self) -> None:
         """End the connection."""
         self._stream.close()
+        for fd in self._doorbells.values():
+            os.close(fd)
+        self._doorbells.clear()
 
     # Asking.
 
     def send(self, command: Command, body: bytes, fds: tuple[int, ...] = (), flags: int = 0) -> int:
         """Send a command; return its id."""
-        self._id = (self._id + 1) & 0xFFFF
-        self._stream.send_frame(encode(self._id, command, body, flags), fds)
-        return self._id
+        self.asked += 1
+        message_id = self.asked & 0xFFFF
+        self._stream.send_frame(encode(message_id, command, body, flags), fds)
+        return message_id
 
     def ask(self, command: Command, payload: Payload, answer: type[P], fds: tuple[int, ...] = ()) -> P:
         """Send a command and return its answer; serve what the server asks for meanwhile.
@@ -140,14 +150,19 @@ class VfioClient:
 
         """
         body = payload.request() if isinstance(payload, RegionInfo) else payload.pack()
-        message_id = self.send(command, body, fds)
-        frame = self.reply(message_id)
-        with contextlib.closing(frame):
-            if frame.header.command != command:
-                raise WireError("a reply is one to the command", spec="vfio-user, Header", detail=str(frame.header))
-            if frame.header.failed:
-                raise ServerError(command, frame.header.error)
+        with contextlib.closing(self._answer(command, self.send(command, body, fds))) as frame:
             return answer.unpack(frame.data)
+
+    def _answer(self, command: Command, message_id: int) -> Frame[Header]:
+        """Wait for the answer to a command, and for one that is no error."""
+        frame = self.reply(message_id)
+        header = frame.header
+        if header.command == command and not header.failed:
+            return frame
+        frame.close()
+        if header.command != command:
+            raise WireError("a reply is one to the command", spec="vfio-user, Header", detail=str(header))
+        raise ServerError(command, header.error)
 
     def reply(self, message_id: int) -> Frame[Header]:
         """Wait for a reply; serve what the server asks for meanwhile."""
@@ -199,7 +214,7 @@ class VfioClient:
 
         """
         asked = self.send(Command.DEVICE_GET_REGION_INFO, RegionInfo(index).request())
-        with contextlib.closing(self.reply(asked)) as frame:
+        with contextlib.closing(self._answer(Command.DEVICE_GET_REGION_INFO, asked)) as frame:
             info = RegionInfo.unpack(frame.data)
             fd = frame.take_fd()
         if fd is None or not info.flags & RegionFlag.MMAP:
@@ -212,6 +227,28 @@ class VfioClient:
                             detail=str(error)) from None
         finally:
             os.close(fd)
+
+    def ring(self, index: int) -> set[tuple[int, int]]:
+        """Write where a region has doorbells by eventfds from now on; return their offsets and bytes.
+
+        What is only meant if certain bytes are written, or brings messages of its own, goes on as messages.
+
+        Raises:
+            WireError: a piece is not in the region, or its descriptor did not come.
+
+        """
+        size = self.region(index).size
+        asked = self.send(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds(index, argsz=_ROOM).pack())
+        with contextlib.closing(self._answer(Command.DEVICE_GET_REGION_IO_FDS, asked)) as frame:
+            for piece in RegionIoFds.unpack(frame.data).pieces:
+                if piece.fd_index >= len(frame.fds) or piece.offset + piece.size > size:
+                    raise WireError("a piece of a region is in it, and comes with its descriptor",
+                                    spec="vfio-user, DEVICE_GET_REGION_IO_FDS", detail=str(piece))
+                key = index, piece.offset, piece.size
+                if piece.kind == SubRegion.IOEVENTFD and piece.size and not piece.flags and key not in self._doorbells:
+                    fd = self._doorbells[key] = os.dup(frame.fds[piece.fd_index])
+                    os.set_blocking(fd, False)
+        return {(offset, count) for region, offset, count in self._doorbells if region == index}
 
     def irqs(self, index: int) -> IrqInfo:
         """Ask for a kind of interrupt."""
@@ -238,7 +275,12 @@ class VfioClient:
         return data
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """Write a region."""
+        """Write a region, by its doorbells where it has some and they are asked for (`ring`)."""
+        fd = self._doorbells.get((region, offset, len(data)))
+        if fd is not None:
+            with contextlib.suppress(BlockingIOError):  # it counts already as much as it can
+                os.eventfd_write(fd, 1)
+            return
         self.ask(Command.REGION_WRITE, RegionAccess(offset, region, len(data), data), RegionAccess)
 
     def feature(self, index: FeatureIndex, flags: int, data: bytes = b"", room: int = 64) -> bytes:

@@ -47,6 +47,7 @@ from chamber.wire.vfio_user import (
     RegionFlag,
     RegionInfo,
     RegionIoFds,
+    SubRegion,
     Version,
     WriteMulti,
     encode,
@@ -66,6 +67,8 @@ _CONFIG_REGION: Final = 7
 _IRQS: Final = 5
 _CONFIG_SIZE: Final = 4096
 _ONE: Final = (1).to_bytes(8, "little")
+_DOORBELL: Final = 2
+"""Bytes of a doorbell. What is written with four says something (NOTIFICATION_DATA), and comes as a message."""
 _SEND_SECONDS: Final = 5.0
 _REMOTE_SECONDS: Final = 5.0
 _MOST_QUEUED: Final = 1024
@@ -106,6 +109,15 @@ class Mappable(Protocol):
 
     def mappable(self, bar: int) -> tuple[int, int] | None:
         """The file that a client may map in the place of a BAR's first bytes, and how many."""
+        ...
+
+
+@runtime_checkable
+class Rung(Protocol):
+    """A function that is told by a write alone, whatever is written."""
+
+    def doorbells(self, bar: int) -> Sequence[int]:
+        """Offsets in a BAR of such registers, of two bytes each."""
         ...
 
 
@@ -171,8 +183,10 @@ class VfioSession:
         self._version: Version | None = None
         self._eventfds: dict[tuple[int, int], int] = {}
         self._masked: set[tuple[int, int]] = set()
+        self._doorbells: dict[tuple[int, int], int] = {}
         self._pin = False
         self._transfer = MAX_TRANSFER
+        self._most_fds = 1
         function.attach(self.memory, self._raise_vector, self._raise_pin, self._later)
         loop.add_reader(self._stream.fileno(), self.pump)
         for fd, call in function.pollable().items():
@@ -270,6 +284,7 @@ class VfioSession:
         if said.major:
             raise WireError("the major version is 0", spec="vfio-user, VFIO_USER_VERSION", detail=str(said.major))
         self._transfer = min(MAX_TRANSFER, max(4096, said.number("max_data_xfer_size", MAX_TRANSFER)))
+        self._most_fds = min(MAX_FDS, max(1, said.number("max_msg_fds", 1)))
         # A client that is told of what it did not name takes it for an error of the server's.
         own = {name: value for name, value in _OWN.items() if name in said.capabilities}
         self._version = Version(said.major, said.minor, own)
@@ -312,7 +327,31 @@ class VfioSession:
     def _get_region_io_fds(self, asked: RegionIoFds, _frame: Frame[Header]) -> tuple[Payload, tuple[int, ...]]:
         if asked.index >= REGIONS:
             raise NotPossible(errno.EINVAL, f"no region {asked.index}")
-        return RegionIoFds(asked.index), ()
+        offsets = self.function.doorbells(asked.index)[:self._most_fds] if isinstance(self.function, Rung) else ()
+        pieces = tuple(SubRegion(offset, _DOORBELL, number) for number, offset in enumerate(offsets))
+        answer = RegionIoFds(asked.index, pieces)
+        if (size := len(answer.pack())) > asked.argsz:
+            return RegionIoFds(asked.index, (), size), ()
+        return answer, tuple(self._doorbell(asked.index, offset) for offset in offsets)
+
+    def _doorbell(self, region: int, offset: int) -> int:
+        """Return what a client writes to in place of a register.
+
+        It is never read: what wakes up is the write, and a read could be made to wait by a client that has it too.
+        """
+        key = region, offset
+        if key not in self._doorbells:
+            fd = self._doorbells[key] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._loop.add_reader(fd, lambda: self._rung(region, offset), edge=True)
+        return self._doorbells[key]
+
+    def _rung(self, region: int, offset: int) -> None:
+        if self._trace is not None:
+            self._trace(f"doorbell at {offset:#x} of region {region}")
+        try:
+            self.function.write_bar(region, offset, bytes(_DOORBELL))
+        except DmaFault as fault:
+            self.function.log(f"client: {fault}")
 
     def _irq_count(self, index: int) -> int:
         return {IrqIndex.INTX: 1, IrqIndex.MSIX: self.function.vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}.get(
@@ -511,6 +550,10 @@ class VfioSession:
             self._migration.close()
         for key in list(self._eventfds):
             self._forget_eventfd(key)
+        for fd in self._doorbells.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._doorbells.clear()
         for frame in self._queued:
             frame.close()
         self.memory.clear()

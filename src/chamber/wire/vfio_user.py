@@ -417,12 +417,21 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class SubRegion:
-    """A piece of a region that a descriptor stands for: a write to it is a write to an eventfd, without a message."""
+    """A piece of a region that a descriptor stands for: a write to it is a write to an eventfd, without a message.
+
+    Attributes:
+        size: bytes of an access that is meant; any if 0.
+        fd_index: which of the message's descriptors; several pieces may share one.
+
+    """
+
+    IOEVENTFD: ClassVar = 0
+    """The kind of descriptor that is served here; others bring messages of their own."""
 
     offset: int
     size: int
     fd_index: int
-    kind: int = 0
+    kind: int = IOEVENTFD
     flags: int = 0
     datamatch: int = 0
     _codec: ClassVar[struct.Struct] = struct.Struct("=QQIIIIQ")
@@ -434,17 +443,22 @@ class SubRegion:
 
 @dataclass(frozen=True, slots=True)
 class RegionIoFds:
-    """DEVICE_GET_REGION_IO_FDS: which pieces of a region have descriptors."""
+    """DEVICE_GET_REGION_IO_FDS: which pieces of a region have descriptors.
+
+    Attributes:
+        argsz: bytes that there is room for in an answer, or that the whole one has; at least what this message has.
+
+    """
 
     index: int
     pieces: tuple[SubRegion, ...] = ()
-    argsz: int = 1 << 12
+    argsz: int = 0
     _codec: ClassVar[struct.Struct] = struct.Struct("=IIII")
 
     def pack(self) -> bytes:
         """Return 16 bytes and 40 for each piece."""
         body = b"".join(piece.pack() for piece in self.pieces)
-        return self._codec.pack(self._codec.size + len(body), 0, self.index, len(self.pieces)) + body
+        return self._codec.pack(max(self.argsz, self._codec.size + len(body)), 0, self.index, len(self.pieces)) + body
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
