@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from chamber.assess.verdict import FAILURES, Verdict, judge
-from chamber.lab.observation import Harm, Observation
+from chamber.lab.observation import Evidence, Harm, Observation
 
 from .fakes import REFUSED, SERVED, harmed
 
@@ -60,6 +60,18 @@ def test_nothing_is_said_beside_a_bad_baseline(
     assert judged.verdict is V.INCONCLUSIVE
     assert why in judged.note
     assert not judged.signature
+
+
+def test_a_kernel_that_complains_of_an_honest_device_is_not_held_against_an_attack() -> None:
+    complaint = Evidence(Harm.DENIAL, "WARNING: f", "saw it", complaint=True)
+    baseline = replace(SERVED, evidence=[complaint])
+    assert judge(replace(SERVED, evidence=[complaint]), baseline).verdict is V.HELD
+    later = replace(complaint, signature="afterwards: WARNING: f")
+    assert judge(replace(SERVED, evidence=[complaint, later]), baseline).verdict is V.HELD
+    assert judge(replace(SERVED, evidence=[complaint]), SERVED).verdict is V.DENIED
+    judged = judge(replace(SERVED, evidence=[complaint, Evidence(Harm.MEMORY, "memory in f", "saw")]), baseline)
+    assert (judged.verdict, judged.signature, judged.note) == (V.BROKEN, "memory in f", "")
+    assert judge(SERVED, replace(baseline, served=False)).verdict is V.INCONCLUSIVE
 
 
 def test_what_a_failed_run_showed_is_not_lost() -> None:

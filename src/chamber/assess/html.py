@@ -121,6 +121,7 @@ def report_html(report: Report) -> str:
         finding_of={id(result): finding.id for finding in findings for result in finding.results}, id=id,
         verdicts=SEVERITY, meaning=_MEANING, strikes=_STRIKES,
         attacks=len({r.attack.name for r in report.results}),
+        complaining=[baseline for baseline in report.baselines if baseline.complaints],
         unserved=[baseline for baseline in report.baselines if baseline.fault],
         unproven=unproven(report.results),
         transcript=lambda result: _excerpt(result.transcript, _TRANSCRIPT),

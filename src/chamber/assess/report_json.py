@@ -34,7 +34,7 @@ def _result(result: Result, finding: str | None) -> dict[str, object]:
 def _baseline(baseline: Baseline) -> dict[str, object]:
     return {"target": baseline.target, "device": baseline.device, "stimuli": list(baseline.stimuli),
             "profile": baseline.profile, "seed": baseline.seed, "ring": baseline.ring,
-            "served": not baseline.fault, "note": baseline.fault,
+            "served": not baseline.fault, "note": baseline.fault, "complaints": list(baseline.complaints),
             "seconds": round(baseline.seconds, 3)}
 
 

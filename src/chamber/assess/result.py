@@ -8,14 +8,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from chamber.assess.printable import printable
-from chamber.assess.verdict import Verdict, baseline_fault, judge, verdict_of
+from chamber.assess.verdict import (
+    Verdict,
+    baseline_complaints,
+    baseline_fault,
+    judge,
+    own_evidence,
+    verdict_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from chamber.assess.verdict import Judgement
     from chamber.attacks.attack import AttackSpec
-    from chamber.lab.observation import Observation, Scenario
+    from chamber.lab.observation import Evidence, Observation, Scenario
 
 __all__ = ("SEVERITY", "Baseline", "Finding", "Report", "Result", "Sign", "column_name", "count", "group",
            "make_baseline", "make_result", "replay_line", "scenario_name")
@@ -113,6 +120,7 @@ class Baseline:
         seed: what every random choice came from.
         ring: the kind of queue.
         fault: why it proves nothing about the attacks beside it; empty when it was served.
+        complaints: what the guest's kernel said nevertheless.
         seconds: wall time.
 
     """
@@ -124,6 +132,7 @@ class Baseline:
     seed: int
     ring: str
     fault: str
+    complaints: tuple[str, ...]
     seconds: float
 
 
@@ -199,7 +208,7 @@ def make_result(scenario: Scenario, observation: Observation, baseline: Observat
     keep = judgement.verdict.is_finding
     return Result(
         target, spec, scenario.profile, scenario.seed, judgement.verdict,
-        _line(judgement.signature), _signs(observation, judgement) if keep else (),
+        _line(judgement.signature), _signs(own_evidence(observation, baseline), judgement) if keep else (),
         printable(judgement.evidence, _EVIDENCE_LIMIT), _line(judgement.note),
         tuple(printable(s, _LINE_LIMIT) for s in observation.strikes[:200]),
         tuple(printable(r, _LINE_LIMIT) for r in observation.refusals[:200]),
@@ -208,9 +217,9 @@ def make_result(scenario: Scenario, observation: Observation, baseline: Observat
         observation.seconds, replay_line(target, spec.name, scenario.profile, scenario.seed, options))
 
 
-def _signs(observation: Observation, judgement: Judgement) -> tuple[Sign, ...]:
+def _signs(evidence: list[Evidence], judgement: Judgement) -> tuple[Sign, ...]:
     """List what oracles saw; stimuli that did not end are a sign as well."""
-    seen = [Sign(verdict_of(e.harm), _line(e.signature)) for e in observation.evidence]
+    seen = [Sign(verdict_of(e.harm), _line(e.signature)) for e in evidence]
     return tuple(dict.fromkeys(seen or [Sign(judgement.verdict, _line(judgement.signature))]))
 
 
@@ -222,7 +231,7 @@ def make_baseline(scenario: Scenario, observation: Observation, *, target: str) 
     """Keep what a report says of an honest run."""
     fault = _line(baseline_fault(observation))
     return Baseline(target, scenario.device.short, scenario.stimuli, scenario.profile, scenario.seed, scenario.ring,
-                    fault, observation.seconds)
+                    fault, tuple(map(_line, baseline_complaints(observation))), observation.seconds)
 
 
 def group(results: Iterable[Result]) -> tuple[Finding, ...]:

@@ -5,6 +5,7 @@ order in which it is applied:
 
 ==============  ========================================================================================
 inconclusive    the baseline was not run, failed, was not served or showed harm of its own
+                (a kernel that is served and complains is no such; what it says then is not held against an attack)
 inconclusive    the harness could not run the scenario
 inconclusive    the attack did not get to act, and no policy kept the device from being probed
 broken          an oracle saw memory safety lost
@@ -29,9 +30,10 @@ from typing import TYPE_CHECKING, Final
 from chamber.lab.observation import Harm
 
 if TYPE_CHECKING:
-    from chamber.lab.observation import Observation
+    from chamber.lab.observation import Evidence, Observation
 
-__all__ = ("FAILURES", "Judgement", "Verdict", "baseline_fault", "judge", "verdict_of")
+__all__ = ("FAILURES", "Judgement", "Verdict", "baseline_complaints", "baseline_fault", "judge", "own_evidence",
+           "verdict_of")
 
 
 class Verdict(enum.Enum):
@@ -91,16 +93,29 @@ def baseline_fault(baseline: Observation | None) -> str:
         return "its honest baseline was not run"
     if baseline.failure:
         return f"its honest baseline could not be run: {baseline.failure}"
-    if baseline.evidence:
-        return f"its honest baseline shows harm as well: {baseline.evidence[0].signature}"
+    harm = [e for e in baseline.evidence if not e.complaint]
+    if harm:
+        return f"its honest baseline shows harm as well: {harm[0].signature}"
     if not baseline.served and not baseline.unprobed:
         return "its honest baseline was not served" + "".join(f": {r}" for r in baseline.refusals[:1])
     return ""
 
 
+def baseline_complaints(baseline: Observation | None) -> tuple[str, ...]:
+    """What a kernel complains of with an honest device, and goes on."""
+    return () if baseline is None else tuple(e.signature for e in baseline.evidence if e.complaint)
+
+
+def own_evidence(observation: Observation, baseline: Observation | None) -> list[Evidence]:
+    """What oracles saw of an attack, and not of an honest device."""
+    known = baseline_complaints(baseline)
+    return [e for e in observation.evidence if e.signature.removeprefix("afterwards: ") not in known]
+
+
 def judge(observation: Observation, baseline: Observation | None) -> Judgement:
     """Judge one attack by what was seen of it and of its baseline, by the rule in this module's description."""
-    seen = "; ".join(e.signature for e in observation.evidence)
+    evidence = own_evidence(observation, baseline)
+    seen = "; ".join(e.signature for e in evidence)
     reason = baseline_fault(baseline)
     if not reason and observation.failure:
         reason = f"the harness failed: {observation.failure}"
@@ -109,12 +124,12 @@ def judge(observation: Observation, baseline: Observation | None) -> Judgement:
     if reason:
         return Judgement(Verdict.INCONCLUSIVE, note=f"{reason} (seen nevertheless: {seen})" if seen else reason)
     for harm, verdict in _OF_HARM.items():
-        deciding = [e for e in observation.evidence if e.harm is harm]
+        deciding = [e for e in evidence if e.harm is harm]
         if deciding:
-            others = [e for e in observation.evidence if e.harm is not harm]
+            others = [e for e in evidence if e.harm is not harm]
             return Judgement(verdict, deciding[0].signature,
                              "\n\n".join(f"{e.signature}\n{e.text}" for e in deciding + others),
-                             note=f"{len(observation.evidence)} signs of harm" if others or deciding[1:] else "")
+                             note=f"{len(evidence)} signs of harm" if others or deciding[1:] else "")
     if not observation.completed:
         last = observation.transcript[-1] if observation.transcript else "nothing"
         return Judgement(Verdict.DENIED, "hang", f"the stimuli did not end; the last event was: {last}")

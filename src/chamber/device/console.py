@@ -64,7 +64,7 @@ class ConsoleDevice(Device):
     type: ClassVar[DeviceType] = DeviceType.CONSOLE
 
     def __init__(self, ports: Sequence[Port] | None = None, *, max_ports: int = 4, cols: int = 80, rows: int = 25,
-                 features: int | None = None, config: Mapping[str, int | bytes] | None = None, queue_size: int = 256,
+                 features: int | None = None, config: Mapping[str, int | bytes] | None = None, queue_size: int = 128,
                  hooks: Hooks | None = None) -> None:
         values: dict[str, int | bytes] = {"cols": cols, "rows": rows, "max_nr_ports": max_ports, **(config or {})}
         self.max_ports = max_ports

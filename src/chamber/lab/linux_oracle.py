@@ -23,16 +23,18 @@ class _Sign:
         pattern: what the line looks like; a group named ``what`` refines the signature.
         harm: what it tells.
         name: start of the signature.
+        complaint: the kernel goes on after it as before.
 
     """
 
     pattern: re.Pattern[str]
     harm: Harm
     name: str
+    complaint: bool = False
 
 
-def _sign(pattern: str, harm: Harm, name: str) -> _Sign:
-    return _Sign(re.compile(pattern), harm, name)
+def _sign(pattern: str, harm: Harm, name: str, *, complaint: bool = False) -> _Sign:
+    return _Sign(re.compile(pattern), harm, name, complaint)
 
 
 _SIGNS: Final = (
@@ -44,10 +46,11 @@ _SIGNS: Final = (
     _sign(r"refcount_t: (?P<what>[\w -]+)[;.]", Harm.MEMORY, "refcount"),
     _sign(r"BUG: Bad page (?P<what>state|map)", Harm.MEMORY, "bad page"),
     _sign(r"(?P<what>stack-protector|Kernel stack is corrupted)", Harm.MEMORY, "stack"),
-    _sign(r"BUG: (?P<what>scheduling while atomic|sleeping function|spinlock [\w ]+)", Harm.DENIAL, "BUG"),
+    _sign(r"BUG: (?P<what>sleeping function)", Harm.DENIAL, "BUG", complaint=True),
+    _sign(r"BUG: (?P<what>scheduling while atomic|spinlock [\w ]+)", Harm.DENIAL, "BUG"),
     _sign(r"BUG: failure at (?P<what>[^!]+)", Harm.DENIAL, "BUG"),
     _sign(r"kernel BUG at (?P<what>\S+?)!", Harm.DENIAL, "BUG"),
-    _sign(r"WARNING: CPU: \d+ PID: \d+ at (?P<what>\S+)", Harm.DENIAL, "WARNING"),
+    _sign(r"WARNING: CPU: \d+ PID: \d+ at (?P<what>\S+)", Harm.DENIAL, "WARNING", complaint=True),
     _sign(r"Kernel mode fault at addr 0x(?P<addr>[0-9a-f]+)", Harm.MEMORY, "fault"),
     _sign(r"Segfault with no mm", Harm.MEMORY, "fault without a process"),
     _sign(r"unable to handle .* at (?:virtual address )?(?:0x)?(?P<addr>[0-9a-f]+)", Harm.MEMORY, "fault"),
@@ -163,5 +166,5 @@ def judge_console(text: str) -> list[Evidence]:
         signature = ": ".join(filter(None, [" ".join(filter(None, parts)), " < ".join(where)]))
         if all(e.signature != signature for e in found):
             excerpt = lines[max(0, number - _LOOK_BACK):number + 30] if sign.name.startswith("fault") else context[:30]
-            found.append(Evidence(harm, signature, "\n".join(excerpt)))
+            found.append(Evidence(harm, signature, "\n".join(excerpt), sign.complaint))
     return found

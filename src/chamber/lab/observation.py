@@ -34,12 +34,14 @@ class Evidence:
         harm: which kind.
         signature: stable across runs: what and where, without addresses, for telling findings apart.
         text: what was seen, as it was seen.
+        complaint: a kernel says so and goes on as before.
 
     """
 
     harm: Harm
     signature: str
     text: str
+    complaint: bool = False
 
 
 @dataclass(slots=True)

@@ -56,6 +56,8 @@ _GRACE_SECONDS: Final = 2.0
 _OFF_SECONDS: Final = 6.0
 _CHECK_SECONDS: Final = 10.0
 _TRANSCRIPT_LIMIT: Final = 2000
+_MOST_MAPPED: Final = 0.25
+"""Of the bounce pool, with nobody there to use it: a guest is replaced that has more of it mapped."""
 _WAKE_AFTER: Final = 0.06
 _WAKE_AGAIN: Final = 1.0
 _SPIN_SECONDS: Final = 0.0005
@@ -102,6 +104,7 @@ class UmlRunner:
         self._loop = EventLoop(spin=_SPIN_SECONDS)
         self._guest: AgentGuest | None = None
         self._pristine = True
+        self._used_up = False
         self._waking = False
         self._attack: Attack | None = None
         self._device: Device | None = None
@@ -212,7 +215,7 @@ class UmlRunner:
                 self._pool_watch = PoolWatch(self._pool)
                 self._slots = find_table(self._guest.pid, self.kernel.path, self._pool)
             self._guest.asked = self._asked
-            self._waking = False
+            self._waking = self._used_up = False
             self.boots += 1
             self._pristine = True
         return self._guest
@@ -247,6 +250,8 @@ class UmlRunner:
     def run(self, scenario: Scenario) -> Observation:
         """Run a scenario; one that shows harm on a used guest is run again on a fresh one, whose word counts."""
         begin = time.monotonic()
+        if self._used_up:
+            self.discard()
         try:
             self.guest()
             alone = self._pristine
@@ -409,7 +414,7 @@ class UmlRunner:
         hung = any(e.signature.startswith("guest ") for e in observation.evidence)
         if guest.alive and not hung:
             try:
-                guest.request(_CHECK_SECONDS * self.slowness, do="check")
+                self._read_check(guest.request(_CHECK_SECONDS * self.slowness, do="check"))
             except GuestDied:
                 self._died(guest, observation)
         observation.console += guest.take_console()
@@ -417,10 +422,19 @@ class UmlRunner:
         observation.evidence[:0] = [e for e in judge_console(observation.console) if e.signature not in known]
         observation.evidence += self._leaks.evidence + self._dma_evidence
         self._dma_evidence.clear()
-        if observation.evidence:
+        if not all(e.complaint for e in observation.evidence):
             observation.served = False
         if not guest.alive or hung:
             self.discard()
+
+    def _read_check(self, answer: dict[str, Any] | None) -> None:
+        """See how much of the bounce pool is mapped still: what drivers leave is missed by whoever comes next."""
+        match answer:
+            case {"pool": [int(mapped), int(slots)]}:
+                self._note(f"pool: {mapped} of {slots} slots are mapped still")
+                self._used_up = mapped > slots * _MOST_MAPPED
+            case _:
+                pass
 
     def _aftercare(self, guest: AgentGuest, scenario: Scenario, observation: Observation, marker: bytes) -> None:
         """Run the same stimuli with an honest device: lasting damage shows now, and counts against the attack."""
@@ -432,8 +446,9 @@ class UmlRunner:
         self._stimulate(guest, scenario, after, marker, honest=True)
         self._finish(guest, after)
         observation.console += after.console
-        known = {e.signature for e in observation.evidence}
-        observation.evidence += [Evidence(e.harm, f"afterwards: {e.signature}", e.text)
+        # What the attack has shown itself counts as well: it lasts, and whoever comes next would inherit it.
+        known = {e.signature for e in observation.evidence if e.complaint}
+        observation.evidence += [replace(e, signature=f"afterwards: {e.signature}")
                                  for e in after.evidence if e.signature not in known]
         if not after.served and not after.evidence:
             observation.evidence.append(Evidence(

@@ -243,7 +243,7 @@ def main() -> None:
                         except OSError as error:
                             report.send(done="cycle", failed=str(error))
                     case "check":
-                        report.send(done="check", caches=kernel.check_slabs())
+                        report.send(done="check", caches=kernel.check_slabs(), pool=kernel.bounce_slots())
                     case "announce":
                         pass
                     case "off":

@@ -21,6 +21,7 @@ __all__ = (
     "FUNCTIONS",
     "SECRET",
     "bind_platform",
+    "bounce_slots",
     "check_slabs",
     "let_wake",
     "load_module",
@@ -325,6 +326,15 @@ def plant() -> None:
         finally:
             os.close(out)
             os.close(into)
+
+
+def bounce_slots() -> list[int]:
+    """Return how many slots of the bounce pool are mapped, and how many there are; nothing where nobody says so."""
+    try:
+        return [int((DEBUGFS / "swiotlb" / name).read_text(encoding="ascii"))
+                for name in ("io_tlb_used", "io_tlb_nslabs")]
+    except OSError:
+        return []
 
 
 def check_slabs() -> int:
