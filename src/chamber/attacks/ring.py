@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,8 @@ __all__ = ("UsedLie", "lies_in_any_ring", "ring_attacks", "used_lie")
 
 _MAX32: Final = 0xFFFFFFFF
 _TOGGLES: Final = 400
+_SOON, _LATER = 0.001, 0.02
+"""Seconds until a chain is completed again: where a guest is fast, and where it takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +379,10 @@ class Unserved(AtRole):
 class TwiceLater(AtRole):
     """Completes a chain, and once more when the driver may have lent the descriptor anew."""
 
+    def __init__(self, role: str, *, after: int, times: int) -> None:
+        super().__init__(role, after=after, times=times)
+        self._delays = itertools.cycle((_SOON, _LATER))
+
     def used(self, queue: DeviceQueue, chain: Chain, length: int) -> Iterable[tuple[int, int]]:
         """Complete honestly and plan the second time."""
         if self.due(queue):
@@ -388,7 +395,7 @@ class TwiceLater(AtRole):
                     self.strike(f"queue {queue.index}: chain {chain.head} completed a second time")
                     queue.interrupt()
 
-            self.device.schedule(0.02, again)
+            self.device.schedule(next(self._delays), again)
         return ((chain.head, length),)
 
 

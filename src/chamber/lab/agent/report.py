@@ -69,6 +69,8 @@ class Report:
             self.send(step=label, outcome="silent", detail=str(error)[:500])
         except OSError as error:
             self.send(step=label, outcome="refused", detail=f"{error.strerror or error}"[:500])
+        except MemoryError:  # a file is read in as large pieces as a device says it should be
+            self.send(step=label, outcome="refused", detail="not enough memory")
         else:
             self.fine = True
             self.send(step=label, outcome="ok")
