@@ -59,6 +59,8 @@ _WAITS: Final = ("do_nanosleep", "poll_schedule_timeout", "do_sys_poll", "do_sel
 _TRANSCRIPT: Final = 400
 _LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR})
 """Lies that a driver may not get over even though it works still."""
+_POOL_IS_FULL: Final = "swiotlb buffer is full"
+"""Drivers that leave buffers mapped when they are removed use the bounce pool up, and nothing works after that."""
 _QUEUE_SIZE: Final = 32
 """Descriptors of a queue. Drivers fill those that they receive through, which is most of a probe's work."""
 
@@ -400,7 +402,7 @@ class UmlExecutor:
         execution.evidence += worker.leaks.evidence + self._outside
         worker.leaks.evidence = []
         self._outside.clear()
-        if self._over:
+        if self._over or _POOL_IS_FULL in execution.console:
             self._over = False
             self._keep_edges()
             self.restart()

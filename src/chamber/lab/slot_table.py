@@ -124,7 +124,7 @@ class SlotTable:
             used = min(SLOT, offset + length - slot * SLOT)
             if original == _UNMAPPED or used > size:
                 self.unmapped += 1
-            elif writable and size <= SLOT - _CANARY and len(self._waiting) < _MOST_PLANTED:
+            elif self._canary and writable and size <= SLOT - _CANARY and len(self._waiting) < _MOST_PLANTED:
                 memory.view(self._pool.start + slot * SLOT + size, _CANARY)[:] = self._canary
                 self._waiting[slot] = original, size
                 self.planted += 1
