@@ -117,7 +117,9 @@ def _run(report: Report, request: dict[str, object]) -> None:
         poller = select.poll()
         poller.register(watch, select.POLLIN)
         if poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            os.waitpid(child, 0)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if status < 0:
+                report.send(step=f"{report.stimulus}: end", outcome="silent", detail=f"ended by signal {-status}")
             report.send(done="run")
         else:
             report.send(done="run", hang=_where(child))

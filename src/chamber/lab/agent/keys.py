@@ -69,7 +69,10 @@ def key_pair(data: bytes) -> Iterator[int | None]:
 
 
 def decrypt(key: int, data: bytes, room: int) -> bytes:
-    """Decrypt with the private key of a pair, into so many bytes."""
-    out = ctypes.create_string_buffer(room)
-    length = _call(_KEYCTL, _PKEY_DECRYPT, _PARAMETERS.pack(key, len(data), room), b"enc=pkcs1", data, out)
-    return out.raw[:length]
+    """Decrypt with the private key of a pair, to so many bytes at most.
+
+    The kernel writes as many bytes as the key has (Linux 7.3), however many there is said to be room for.
+    """
+    out = ctypes.create_string_buffer(len(data))
+    length = _call(_KEYCTL, _PKEY_DECRYPT, _PARAMETERS.pack(key, len(data), len(data)), b"enc=pkcs1", data, out)
+    return out.raw[:min(length, room)]

@@ -349,6 +349,11 @@ def _encrypt(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the othe
     report.attempt("encrypt", crypto.encrypt)
 
 
+def _key_pair(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
+    """Decrypt with a key pair."""
+    crypto.decrypt_with_key_pair(report)
+
+
 def _memory(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
     """Give the host memory, and take it back."""
     for action in ("inflate", "statistics", "deflate", "hint"):
@@ -393,7 +398,7 @@ SESSIONS: Final[dict[str, dict[str, _Session]]] = {
             "xdp": _change(_xdp), "forward": _change(_forward)},
     "9p": _shared("9p", p9.OPTIONS),
     "balloon": {"memory": _memory},
-    "crypto": {"encrypt": _encrypt},
+    "crypto": {"encrypt": _encrypt, "key-pair": _key_pair},
     "fs": _shared("virtiofs", ""),
     "input": {action: _events_of(action) for action in ("type", "move", "touch")},
     "rng": {"read": _random},
