@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(("stimulate", "told"), [
     (lambda: None, []),
     (lambda: os.kill(os.getpid(), signal.SIGKILL),
-     [{"step": "use: end", "outcome": "silent", "detail": "ended by signal 9"}]),
+     [{"step": "the process that uses the device", "outcome": "silent", "detail": "signal 9"}]),
     (lambda: bytes(1 << 62), [{"step": "use: run", "outcome": "begin"},
                               {"step": "use: run", "outcome": "refused", "detail": "not enough memory"}]),
     (lambda: int(""), [{"step": "use: run", "outcome": "begin"},

@@ -119,7 +119,7 @@ def _run(report: Report, request: dict[str, object]) -> None:
         if poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             if status < 0:
-                report.send(step=f"{report.stimulus}: end", outcome="silent", detail=f"ended by signal {-status}")
+                report.send(step="the process that uses the device", outcome="silent", detail=f"signal {-status}")
             report.send(done="run")
         else:
             report.send(done="run", hang=_where(child))

@@ -58,6 +58,8 @@ def read_all(name: str, report: Report) -> None:
     report.attempt("ethtool statistics", call, name, struct.pack("=I", _GSTATS))
     with report.step("ethtool indirection table"):
         size = struct.unpack_from("=I", call(name, struct.pack("=II", _GRXFHINDIR, 0)), 4)[0]
+        if 4 * size > _ROOM - 8:  # the kernel writes as many as the device has, into whatever room there is
+            raise OSError(75, f"an indirection table of {size} entries")
         call(name, struct.pack("=II", _GRXFHINDIR, size))
     with report.step("ethtool RSS"):
         _rss(name)
