@@ -21,7 +21,7 @@ __all__ = ("STIMULI", "decrypt_with_key_pair", "encrypt")
 _DRIVER: Final = "virtio_crypto_aes_cbc"
 _SECONDS: Final = 0.5
 _TIMES: Final = 4
-"""As often as that, where nothing else is used."""
+"""How often a key pair is used where nothing else can be."""
 # NIST SP 800-38A, F.2.1: AES-128 in CBC mode.
 _KEY: Final = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
 _IV: Final = bytes(range(16))
