@@ -163,7 +163,9 @@ def test_a_function_tells_what_it_has(served: Served) -> None:
         assert client.version.capabilities == {"max_msg_fds": 16, "max_data_xfer_size": 1 << 20}
 
 
-def test_a_queue_in_mapped_memory_works_and_a_vector_is_an_eventfd(served: Served, file: File) -> None:
+@contextlib.contextmanager
+def interrupted(served: Served, file: File) -> Iterator[tuple[VfioClient, Queue, int]]:
+    """A client with a queue that is started, and the eventfd that its vector is."""
     event = os.eventfd(0, os.EFD_NONBLOCK)
     try:
         with VfioClient(served.path) as client:
@@ -172,48 +174,44 @@ def test_a_queue_in_mapped_memory_works_and_a_vector_is_an_eventfd(served: Serve
             enable_msix(client)
             queue = Queue(file, MEMORY, 8)  # type: ignore[arg-type]
             start(client, queue)
-            queue.add([(MEMORY + 8192, 64, 2)])
-            client.send(Cmd.REGION_WRITE, RegionAccess(NOTIFY_AT, REGISTER_BAR, 2, bytes(2)).pack(), flags=NO_REPLY)
-            assert get(client, "queue_enable") == 1  # what was posted is done by then
-            assert queue.take() is not None
-            assert file.read(MEMORY + 8192, 64) == b"\xa5" * 64
-            assert os.eventfd_read(event) == 1
-            client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 1, 1))
-            assert os.eventfd_read(event) == 1
-            client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 0, 0))
-            client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 1, 1))
-            with pytest.raises(BlockingIOError):
-                os.eventfd_read(event)
+            yield client, queue, event
     finally:
         os.close(event)
+
+
+def test_a_queue_in_mapped_memory_works_and_a_vector_is_an_eventfd(served: Served, file: File) -> None:
+    with interrupted(served, file) as (client, queue, event):
+        queue.add([(MEMORY + 8192, 64, 2)])
+        client.send(Cmd.REGION_WRITE, RegionAccess(NOTIFY_AT, REGISTER_BAR, 2, bytes(2)).pack(), flags=NO_REPLY)
+        assert get(client, "queue_enable") == 1  # what was posted is done by then
+        assert queue.take() is not None
+        assert file.read(MEMORY + 8192, 64) == b"\xa5" * 64
+        assert os.eventfd_read(event) == 1
+        client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 1, 1))
+        assert os.eventfd_read(event) == 1
+        client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 0, 0))
+        client.set_irqs(IrqSet(IrqSetFlag.DATA_NONE | IrqSetFlag.TRIGGER, IrqIndex.MSIX, 1, 1))
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(event)
 
 
 def test_a_doorbell_is_an_eventfd(served: Served, file: File) -> None:
-    event = os.eventfd(0, os.EFD_NONBLOCK)
-    try:
-        with VfioClient(served.path) as client:
-            client.map(DmaMap(3, 0, MEMORY, SIZE), file.fd)
-            client.set_irqs(IrqSet(EVENTFD, IrqIndex.MSIX, 1, 1), (event,))
-            enable_msix(client)
-            queue = Queue(file, MEMORY, 8)  # type: ignore[arg-type]
-            start(client, queue)
-            assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}
-            assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}, "asked again, it is the same"
-            assert client.ring(CONFIG) == client.ring(1) == client.ring(8) == set()
-            before = client.asked
-            for turn in range(3):
-                queue.add([(MEMORY + 8192, 64, 2)])
-                client.write(REGISTER_BAR, NOTIFY_AT, bytes(2))
-                assert select.select([event], [], [], 10)[0]
-                assert os.eventfd_read(event) == 1
-                assert queue.take() is not None
-                assert file.read(MEMORY + 8192, 64) == b"\xa5" * 64, turn
-                file.write(MEMORY + 8192, bytes(64))
-            assert client.asked == before
-            client.write(REGISTER_BAR, NOTIFY_AT, bytes(4))
-            assert client.asked == before + 1, "what is written with four bytes says something"
-    finally:
-        os.close(event)
+    with interrupted(served, file) as (client, queue, event):
+        assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}
+        assert client.ring(REGISTER_BAR) == {(NOTIFY_AT, 2)}, "asked again, it is the same"
+        assert client.ring(CONFIG) == client.ring(1) == client.ring(8) == set()
+        before = client.asked
+        for turn in range(3):
+            queue.add([(MEMORY + 8192, 64, 2)])
+            client.write(REGISTER_BAR, NOTIFY_AT, bytes(2))
+            assert select.select([event], [], [], 10)[0]
+            assert os.eventfd_read(event) == 1
+            assert queue.take() is not None
+            assert file.read(MEMORY + 8192, 64) == b"\xa5" * 64, turn
+            file.write(MEMORY + 8192, bytes(64))
+        assert client.asked == before
+        client.write(REGISTER_BAR, NOTIFY_AT, bytes(4))
+        assert client.asked == before + 1, "what is written with four bytes says something"
 
 
 def test_doorbells_are_not_more_than_there_is_room_for(tmp_path: Path) -> None:

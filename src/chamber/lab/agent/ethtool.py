@@ -49,6 +49,12 @@ def call(name: str, request: bytes) -> memoryview:
     return memoryview(buffer)
 
 
+def _check_room(entries: int, rest: int) -> None:
+    """See that there is room for an indirection table: the kernel writes all that the device has, whatever there is."""
+    if 4 * entries + rest > _ROOM:
+        raise OSError(75, f"an indirection table of {entries} entries")
+
+
 def read_all(name: str, report: Report) -> None:
     """Ask everything that can be asked without changing anything."""
     for label, command in _GET.items():
@@ -58,8 +64,7 @@ def read_all(name: str, report: Report) -> None:
     report.attempt("ethtool statistics", call, name, struct.pack("=I", _GSTATS))
     with report.step("ethtool indirection table"):
         size = struct.unpack_from("=I", call(name, struct.pack("=II", _GRXFHINDIR, 0)), 4)[0]
-        if 4 * size > _ROOM - 8:  # the kernel writes as many as the device has, into whatever room there is
-            raise OSError(75, f"an indirection table of {size} entries")
+        _check_room(size, 8)
         call(name, struct.pack("=II", _GRXFHINDIR, size))
     with report.step("ethtool RSS"):
         _rss(name)
@@ -68,8 +73,7 @@ def read_all(name: str, report: Report) -> None:
 def _rss(name: str) -> bytes:
     """Return the RSS table and key as the kernel has them, as a command that sets them."""
     _, _, indir, key, hfunc, _ = _RSSH.unpack_from(call(name, _RSSH.pack(_GRSSH, 0, 0, 0, 0, 0)))
-    if 4 * indir + key > _ROOM - _RSSH.size:
-        raise OSError(75, f"an indirection table of {indir} entries")
+    _check_room(indir, key + _RSSH.size)
     whole = call(name, _RSSH.pack(_GRSSH, 0, indir, key, 0, 0))
     data = bytes(whole[_RSSH.size:_RSSH.size + 4 * indir + key])
     return _RSSH.pack(_SRSSH, 0, indir, key, hfunc, 0) + data
