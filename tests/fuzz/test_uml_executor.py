@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1500)]
 
 
+_LONG_NAME = (Lie(Point.SIZE, 2, times=0xFF, value=4096),
+              Lie(Point.RESPONSE, 2, times=0xFF, offset=8, change=Change.FILL, value=0x41414141))
+"""6.12 believes that a name ends where the used length says."""
+
+
 @pytest.fixture(scope="module")
 def kernel() -> BuiltKernel:
     return build_kernel(find_source("6.12"), KernelOptions())
@@ -52,12 +57,9 @@ def test_honest_inputs_do_no_harm_and_cover_the_driver(kernel: BuiltKernel, devi
 
 
 def test_a_bug_is_reported_and_the_next_input_has_a_fresh_guest(kernel: BuiltKernel) -> None:
-    # 6.12 believes that a name ends where the used length says.
-    lies = Lie(Point.SIZE, 2, times=0xFF, value=4096), Lie(Point.RESPONSE, 2, times=0xFF, offset=8,
-                                                           change=Change.FILL, value=0x41414141)
     with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE)) as executor:
         echo = executor.uses.index("echo")
-        execution, boots = executor.run(Program(Start.CONNECT, echo, 0, lies)), executor.boots
+        execution, boots = executor.run(Program(Start.CONNECT, echo, 0, _LONG_NAME)), executor.boots
         assert any(e.harm is Harm.MEMORY and e.signature.startswith("KASAN") for e in execution.evidence)
         assert any("PORT_NAME" in strike for strike in execution.strikes)
         assert not executor.run(Program(Start.CONNECT, echo)).evidence
@@ -65,14 +67,23 @@ def test_a_bug_is_reported_and_the_next_input_has_a_fresh_guest(kernel: BuiltKer
 
 
 def test_a_guest_goes_on_after_what_is_known(kernel: BuiltKernel) -> None:
-    lies = Lie(Point.SIZE, 2, times=0xFF, value=4096), Lie(Point.RESPONSE, 2, times=0xFF, offset=8,
-                                                           change=Change.FILL, value=0x41414141)
     with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE, known=lambda _e: True)) as executor:
-        assert executor.run(Program(Start.PROBE, 0, 0, lies)).evidence
+        assert executor.run(Program(Start.PROBE, 0, 0, _LONG_NAME)).evidence
         boots = executor.boots  # a first guest that took too long to find its device, on a busy machine, is one more
         for _ in range(2):
-            assert executor.run(Program(Start.PROBE, 0, 0, lies)).evidence
+            assert executor.run(Program(Start.PROBE, 0, 0, _LONG_NAME)).evidence
         assert executor.boots == boots
+
+
+def test_a_search_sees_the_same_without_noting_who_allocates(kernel: BuiltKernel) -> None:
+    shown: dict[bool, tuple[str, str]] = {}
+    for hurried in (True, False):
+        with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.CONSOLE, trace=not hurried)) as executor:
+            execution = executor.run(Program(Start.PROBE, 0, 0, _LONG_NAME))
+        shown[hurried] = execution.evidence[0].signature, execution.console.partition("Allocated by task")[2]
+    assert shown[True][0] == shown[False][0]
+    assert "alloc_buf" in shown[False][1]
+    assert "alloc_buf" not in shown[True][1]
 
 
 def test_what_a_device_keeps_back_is_no_hang(kernel: BuiltKernel) -> None:

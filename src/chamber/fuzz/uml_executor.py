@@ -96,7 +96,8 @@ class UmlExecutor:
         boots: guests started.
         executions: inputs executed on the guest that there is now.
         costs: seconds that a session of each use takes, by the number that inputs have for it.
-        hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly.
+        hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly; one that is
+            started notes not who allocates and releases memory.
 
     """
 
@@ -163,6 +164,7 @@ class UmlExecutor:
         if self._worker is None:
             self._liar = None
             words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}", "scsi_mod.scan=sync",
+                     *(("chamber.stacks=0",) if self.hurried else ()),
                      *(("swiotlb=force",) if self._pci else ()))
             self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=words,
                                      folder=self._folder, pci=self._pci)

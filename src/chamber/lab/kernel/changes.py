@@ -24,6 +24,11 @@ _CHANGES: Final[dict[str, tuple[tuple[bytes, bytes], ...]]] = {
 \t}
 \tvu_dev->status = 0;
 """),
+        # So it need not be told again when the driver lets go of the queues.
+        (b"\t\tWARN_ON(vhost_user_set_vring_enable(vu_dev, vq->index, false));\n", b"""\
+\t\tif (vu_dev->status)
+\t\t\tWARN_ON(vhost_user_set_vring_enable(vu_dev, vq->index, false));
+"""),
         # The length of queues is the device's choice; over vhost-user it has none.
         (b"#define MAX_SUPPORTED_QUEUE_SIZE\t256\n", b"""\
 extern unsigned int chamber_queue_size;
@@ -64,7 +69,13 @@ static void __iomem *um_pci_map_bus("""),
     # KASAN has each allocation and each release write down who asks. The frames are all that dump_trace finds reliable;
     # to look at every word between them, whether it leads to code, was a third of what a guest's kernel did.
     "arch/um/kernel/stacktrace.c": (
-        (b"static const struct stacktrace_ops dump_ops = {\n\t.address = save_addr\n};\n\n", b""),
+        (b"static const struct stacktrace_ops dump_ops = {\n\t.address = save_addr\n};\n\n",
+         b"extern bool chamber_stacks;\n\n"),
+        # A search does without even these: what it finds is shown again with them.
+        (b"\t__save_stack_trace(current, trace);\n", b"""\
+\tif (chamber_stacks)
+\t\t__save_stack_trace(current, trace);
+"""),
         (b"\tdump_trace(tsk, &dump_ops, trace);\n", b"""\
 \tstruct pt_regs *regs = tsk->thread.segv_regs;
 \tunsigned long at = (unsigned long) get_stack_pointer(tsk, regs);
