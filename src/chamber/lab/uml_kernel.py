@@ -9,11 +9,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from chamber.lab.kernel.store import BuiltKernel, find_built
 from chamber.lab.observation import TargetError
 from chamber.wire.virtio import DeviceType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ("LOUD", "MODULES", "UmlKernel", "find_kernel", "install_fp_filter", "needs_fp_filter")
 
@@ -57,8 +60,15 @@ _DRIVERS: Final = {
     DeviceType.PMEM: "virtio_pmem.ko",
 }
 """The module of each type's driver."""
-_BESIDE: Final = {DeviceType.VSOCK: "vsock_loopback.ko"}
+_BESIDE: Final = {
+    DeviceType.CRYPTO: ("algif_skcipher.ko",),
+    DeviceType.SCSI: ("sd_mod.ko",),
+    DeviceType.TRANSPORT_9P: ("9p.ko",),
+    DeviceType.VSOCK: ("vsock_loopback.ko", "vsock_diag.ko"),
+}
 """What a type's stimuli need beside its driver."""
+_DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
+"""In what a module says of itself, the modules that it needs."""
 
 LOUD: Final = ("slub_debug=FZPU",)
 """Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
@@ -105,14 +115,45 @@ class UmlKernel:
         return tuple(kind for kind, module in _DRIVERS.items() if module in there)
 
     def for_device(self, device: DeviceType) -> UmlKernel:
-        """Return the same without the drivers of other devices, which take their time to load."""
-        others = {module for part in (_DRIVERS, _BESIDE) for kind, module in part.items() if kind is not device}
-        return replace(self, modules=tuple(module for module in self.modules if module.name not in others))
+        """Return the same without what other devices alone need, which takes its time to load."""
+        needs = {_name(module): _needs(module) for module in self.modules}
+        others = {name for kind in _DRIVERS if kind is not device for name in _closure(needs, kind)}
+        others -= _closure(needs, device)
+        kept: list[Path] = []
+        for module in self.modules:
+            if _name(module) in others or others & needs[_name(module)]:
+                others.add(_name(module))  # what needs one that is left out can't be loaded either
+            else:
+                kept.append(module)
+        return replace(self, modules=tuple(kept))
 
     @property
     def counts(self) -> bool:
         """Whether it can count what its drivers execute."""
         return self.built is not None and "coverage" in self.built.options
+
+
+def _name(module: Path) -> str:
+    """What other modules call it."""
+    return module.stem.replace("-", "_")
+
+
+def _needs(module: Path) -> set[str]:
+    """The modules that one says it needs."""
+    says = _DEPENDS.search(module.read_bytes())
+    return set(says[1].decode().replace("-", "_").split(",")) - {""} if says else set()
+
+
+def _closure(needs: Mapping[str, set[str]], device: DeviceType) -> set[str]:
+    """The modules that a device is used with, of those that are there."""
+    found: set[str] = set()
+    wanted = [_name(Path(module)) for module in (_DRIVERS[device], *_BESIDE.get(device, ()))]
+    while wanted:
+        name = wanted.pop()
+        if name in needs and name not in found:
+            found.add(name)
+            wanted += needs[name]
+    return found
 
 
 def find_kernel(path: Path | None = None) -> UmlKernel:

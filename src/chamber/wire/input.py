@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from chamber.wire.errors import WireError
 from chamber.wire.layout import Field, Layout, Role
@@ -107,8 +106,7 @@ _RECORDS: Final = 1 << 20
 _MICROSECONDS: Final = 10**6
 
 
-@dataclass(frozen=True, slots=True)
-class InputEvent:
+class InputEvent(NamedTuple):
     """One event.
 
     Attributes:
@@ -144,8 +142,7 @@ class InputEvent:
         return self.type == EventType.SYN and self.code == SYN_REPORT
 
 
-@dataclass(frozen=True, slots=True)
-class AbsInfo:
+class AbsInfo(NamedTuple):
     """Range of an absolute axis."""
 
     min: int

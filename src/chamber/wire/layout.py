@@ -7,8 +7,7 @@ attack catalogue walks the fields and lies about each in turn, so that a new fie
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from chamber.wire.errors import WireError
 
@@ -35,8 +34,7 @@ class Role(enum.Enum):
     BYTES = "bytes"
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field of a structure.
 
     Attributes:
@@ -59,9 +57,7 @@ class Field:
     @property
     def size(self) -> int:
         """Width in bytes."""
-        if self.type.startswith("bytes:"):
-            return int(self.type[6:])
-        return _WIDTHS[self.type]
+        return _WIDTHS.get(self.type) or int(self.type.removeprefix("bytes:"))
 
     @property
     def is_integer(self) -> bool:
