@@ -29,6 +29,9 @@ def _folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_what_a_lie_is_about() -> None:
     assert kinds_of(Lie(Point.CONFIG, offset=6, width=4)) == {(Point.CONFIG, at) for at in (6, 7, 8, 9)}
+    filled = kinds_of(Lie(Point.CONFIG, offset=6, width=2, change=Change.FILL))
+    assert {(Point.CONFIG, at) for at in (6, 7, 32)} <= filled
+    assert (Point.CONFIG, 5) not in filled
     assert kinds_of(Lie(Point.FEATURES, offset=6, value=33)) == {(Point.FEATURES, 33)}
     assert kinds_of(Lie(Point.INTERRUPT, offset=Moment.TAKEN, value=1)) == {(Point.INTERRUPT, Moment.TAKEN)}
     assert kinds_of(_ANNOUNCE) != kinds_of(Lie(Point.ACTION, offset=Moment.LATER, value=6))

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chamber.fuzz.lies import NOTHING_ASKED, Point, Program
+from chamber.fuzz.lies import NOTHING_ASKED, Change, Point, Program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,8 @@ _WRITTEN: Final = 200
 """Inputs between two times of telling how many have passed."""
 _REASONS: Final = 32
 _FEATURES: Final = 64
+_FILLED: Final = 64
+"""Bytes that stand for all from some place on."""
 _ACTION: Final = 1 << 8
 """Tells a number of an action from a moment."""
 _START, _USE = -1, -2
@@ -50,7 +52,8 @@ def kinds_of(lie: Lie) -> frozenset[Kind]:
         case point if point in NOTHING_ASKED:
             return frozenset({(point, lie.moment)})
         case point:
-            return frozenset((point, at) for at in range(lie.offset, lie.offset + lie.width))
+            width = _FILLED if lie.change is Change.FILL else lie.width
+            return frozenset((point, at) for at in range(lie.offset, lie.offset + width))
 
 
 def _traits(program: Program) -> frozenset[Kind]:
@@ -99,10 +102,13 @@ class CommonTraits:
         self._known: dict[str, _Reasons] = {}
         self._passed = 0
 
+    @property
+    def any(self) -> bool:
+        """Whether a report is known at all."""
+        return bool(self._known)
+
     def passed(self, program: Program) -> None:
         """An input has shown nothing."""
-        if not self._known:
-            return
         traits = _traits(program)
         for reasons in self._known.values():
             for common, reason in reasons.items():
