@@ -267,7 +267,9 @@ class NetDevice(Device):
             if chain is None:
                 return False
             chains.append(chain)
-        data = memoryview(header._replace(num_buffers=len(chains)).build()[:head] + frame)
+        if header.num_buffers != len(chains):
+            header = header._replace(num_buffers=len(chains))
+        data = memoryview(header.build()[:head] + frame)
         for chain in chains:
             part = bytes(data[:chain.writable_size])
             data = data[len(part):]

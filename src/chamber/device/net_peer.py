@@ -177,7 +177,7 @@ class NetPeer(NetBackend):
 
     def _reset(self, mac: bytes, ip: bytes, segment: Tcp) -> None:
         if segment.flags & TcpFlag.ACK:
-            sequence, flags = segment.acknowledgment, TcpFlag.RST
+            sequence, flags = segment.acknowledgment, int(TcpFlag.RST)
         else:
             sequence, flags = 0, TcpFlag.RST | TcpFlag.ACK
         length = len(segment.payload) + bool(segment.flags & TcpFlag.SYN) + bool(segment.flags & TcpFlag.FIN)

@@ -96,7 +96,7 @@ class _Shortening:
         for at, lie in enumerate(inputs[number].lies):
             program = inputs[number]
             if lie.times != 1:
-                once = replace(program, lies=(*program.lies[:at], replace(lie, times=1), *program.lies[at + 1:]))
+                once = replace(program, lies=(*program.lies[:at], lie._replace(times=1), *program.lies[at + 1:]))
                 attempt = [*inputs[:number], once, *inputs[number + 1:]]
                 if self._shows(attempt):
                     inputs = attempt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +38,12 @@ _VECTORS: Final = 0x7FF
 """MSI-X has no more."""
 _UNTIL_STOP, _UNTIL_END, _FOR_A_WHILE, _UNTIL_OTHERS = range(4)
 _REQUEST: Final = 64
+_MOMENTS: Final = {
+    Moment.STARTED: "before the driver is ready", Moment.READY: "as soon as the driver is ready",
+    Moment.NOTIFIED: "when the driver notifies", Moment.TAKEN: "when a buffer was taken",
+    Moment.PUBLISHED: "when a completion was shown", Moment.STOPPING: "while the driver takes a queue back",
+    Moment.CONFIG: "while the driver reads configuration",
+}
 
 
 class Liar(Attack):
@@ -75,7 +80,7 @@ class Liar(Attack):
         self._depth = 0
         self._held: list[tuple[int, DeviceQueue, Ring, Chain, int]] = []
         self._last: dict[int, bytes] = {}
-        self._names: dict[tuple[int, int], str] = {}
+        self._lent: dict[tuple[int, int], tuple[Chain, bytes]] = {}
         self._rooms: dict[tuple[int, int], int] = {}
         self._previous: dict[int, int] = {}
         self._untouchable: set[int] = set()
@@ -187,7 +192,7 @@ class Liar(Attack):
             at = lie.offset - offset
             if lie.queue % _BARS != bar or not 0 <= at < len(data) or not self._due(number, lie, None):
                 continue
-            changed = replace(lie, offset=at, width=min(lie.width, _power(len(data) - at))).rewrite(shown, len(shown))
+            changed = lie._replace(offset=at, width=min(lie.width, _power(len(data) - at))).rewrite(shown, len(shown))
             if changed != shown:
                 self._tell(number, f"{where} at {offset:#x}: {changed.hex(' ')} where {data.hex(' ')} is true")
                 shown = changed
@@ -347,7 +352,7 @@ class Liar(Attack):
                 self._untouchable.add(queue.index)
                 self._tell(number, f"queue {queue.index}: {self._called(queue, head)} completed {len(out)} times")
         self._previous[queue.index] = head
-        self._names.pop((queue.index, head), None)
+        self._lent.pop((queue.index, head), None)
         return out
 
     def published(self, queue: DeviceQueue) -> None:
@@ -430,13 +435,7 @@ class Liar(Attack):
 
     @staticmethod
     def _at(lie: Lie) -> str:
-        return {
-            Moment.STARTED: "before the driver is ready", Moment.READY: "as soon as the driver is ready",
-            Moment.NOTIFIED: "when the driver notifies", Moment.TAKEN: "when a buffer was taken",
-            Moment.PUBLISHED: "when a completion was shown", Moment.STOPPING: "while the driver takes a queue back",
-            Moment.CONFIG: "while the driver reads configuration",
-            Moment.LATER: f"after {lie.offset >> 8} ms",
-        }[lie.moment]
+        return _MOMENTS.get(lie.moment) or f"after {lie.offset >> 8} ms"
 
     def _inbound(self, lie: Lie, queue: DeviceQueue) -> DeviceQueue:
         """The queue that a made-up message goes through: one whose buffers wait for the device."""
@@ -473,20 +472,17 @@ class Liar(Attack):
     # Words.
 
     def _name(self, queue: DeviceQueue, chain: Chain, data: bytes) -> None:
-        """Remember what a buffer is for, to be able to say it."""
-        if self.numbered:
-            request = b""
-            if not data and chain.readable:
-                with suppress(DmaFault):
-                    request = chain.read(0, _REQUEST)
-            key = queue.index, chain.head
-            name = message_name(self.device.type, self.device.queue_role(queue.index), request, data)
-            if name or key not in self._names:
-                self._names[key] = name
+        """Remember what a buffer is for, to be able to say it if a lie is about it."""
+        self._lent[queue.index, chain.head] = chain, data
 
     def _called(self, queue: DeviceQueue, head: int) -> str:
-        name = self._names.get((queue.index, head), "")
+        """Say what a buffer is for: by what goes into it, or else by what the driver asks for."""
         role = self.device.queue_role(queue.index)
+        chain, data = self._lent.get((queue.index, head), (None, b""))
+        name = message_name(self.device.type, role, b"", data) if data else ""
+        if not name and chain is not None and chain.readable:
+            with suppress(DmaFault):
+                name = message_name(self.device.type, role, chain.read(0, _REQUEST), b"")
         return f"{name} ({role})" if name else f"a buffer of {role}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ("HEADER", "LIMIT", "NOTHING_ASKED", "OVER_PCI", "READ_WHEN_PLUGGED_IN", "RECORD", "Change", "Lie", "Moment",
            "Point", "Program", "Start")
@@ -112,6 +112,8 @@ class Start(enum.IntEnum):
     """The device is plugged in, with features and rings read anew, and unplugged in the end."""
 
 
+_POINTS, _CHANGES, _MOMENTS = tuple(Point), tuple(Change), tuple(Moment)
+
 READ_WHEN_PLUGGED_IN: Final = frozenset({Point.FEATURES, Point.CONFIG_SPACE})
 """Lies about what is read when a device is plugged in, and seldom later."""
 OVER_PCI: Final = frozenset({Point.CONFIG_SPACE, Point.REGISTER, Point.WRITE_LOST, Point.VECTOR})
@@ -120,8 +122,7 @@ NOTHING_ASKED: Final = frozenset({Point.MESSAGE, Point.INTERRUPT, Point.CONFIG_I
 """Lies that answer nothing: they are told at a `Moment`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lie:
+class Lie(NamedTuple):
     """One lie.
 
     Attributes:
@@ -148,13 +149,13 @@ class Lie:
     @property
     def moment(self) -> Moment:
         """When, for what answers nothing."""
-        return Moment((self.offset & 0xFF) % len(Moment))
+        return _MOMENTS[(self.offset & 0xFF) % len(_MOMENTS)]
 
     @classmethod
     def parse(cls, record: bytes) -> Lie:
         """Read 16 bytes; any of them are a lie."""
         point, queue, when, times, offset, change, width, value = RECORD.unpack(record)
-        return cls(Point(point % len(Point)), queue, when, max(times, 1), offset, Change(change % len(Change)),
+        return cls(_POINTS[point % len(_POINTS)], queue, when, max(times, 1), offset, _CHANGES[change % len(_CHANGES)],
                    1 << width % 4, value)
 
     def build(self) -> bytes:

@@ -5,6 +5,8 @@ AFL++ calls the functions of this module (its ``docs/custom_mutators.md``), and 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 from dataclasses import replace
@@ -89,8 +91,16 @@ def _value(dice: random.Random) -> int:
             return dice.getrandbits(dice.choice((8, 16, 32, 64)))
 
 
+@functools.cache
 def _over_pci() -> bool:
     return PCI in os.environ
+
+
+@functools.cache
+def _points() -> tuple[tuple[Point, ...], tuple[int, ...]]:
+    """What a lie may be about, and how often each and all before it are chosen."""
+    weights = _WEIGHTS | _PCI_WEIGHTS if _over_pci() else _WEIGHTS
+    return tuple(weights), tuple(itertools.accumulate(weights.values()))
 
 
 def _small(dice: random.Random) -> int:
@@ -100,8 +110,8 @@ def _small(dice: random.Random) -> int:
 
 def random_lie(dice: random.Random) -> Lie:
     """Make a lie up."""
-    weights = _WEIGHTS | _PCI_WEIGHTS if _over_pci() else _WEIGHTS
-    point = dice.choices(list(weights), list(weights.values()))[0]
+    points, weights = _points()
+    point = dice.choices(points, cum_weights=weights)[0]
     queue = 0xFF if dice.random() < 0.3 else dice.randrange(8)
     offset = dice.choice((dice.randrange(16), dice.randrange(64), dice.randrange(512)))
     value = _value(dice)
@@ -128,21 +138,21 @@ def _varied(lie: Lie, dice: random.Random) -> Lie:
     """Change one thing about a lie."""
     match dice.randrange(8):
         case 0:
-            return replace(lie, value=_value(dice))
+            return lie._replace(value=_value(dice))
         case 1:
-            return replace(lie, value=lie.value + dice.choice((-8, -4, -2, -1, 1, 2, 4, 8)) & (1 << 64) - 1)
+            return lie._replace(value=lie.value + dice.choice((-8, -4, -2, -1, 1, 2, 4, 8)) & (1 << 64) - 1)
         case 2:
-            return replace(lie, when=_small(dice))
+            return lie._replace(when=_small(dice))
         case 3:
-            return replace(lie, offset=(lie.offset + dice.choice((-256, -8, -4, -2, -1, 1, 2, 4, 8, 256))) & 0xFFFF)
+            return lie._replace(offset=(lie.offset + dice.choice((-256, -8, -4, -2, -1, 1, 2, 4, 8, 256))) & 0xFFFF)
         case 4:
-            return replace(lie, change=Change(dice.randrange(len(Change))), width=dice.choice((1, 2, 4, 8)))
+            return lie._replace(change=Change(dice.randrange(len(Change))), width=dice.choice((1, 2, 4, 8)))
         case 5:
-            return replace(lie, queue=0xFF if dice.random() < 0.3 else dice.randrange(8))
+            return lie._replace(queue=0xFF if dice.random() < 0.3 else dice.randrange(8))
         case 6:
-            return replace(lie, times=dice.choice((1, 2, _SOME, _EVER)))
+            return lie._replace(times=dice.choice((1, 2, _SOME, _EVER)))
         case _:
-            return replace(lie, value=lie.value ^ 1 << dice.randrange(64))
+            return lie._replace(value=lie.value ^ 1 << dice.randrange(64))
 
 
 class _Phases:
@@ -201,7 +211,7 @@ def mutate(program: Program, other: Program, dice: random.Random, begin: Start |
     if begin is None:
         lies = [lie for lie in lies if lie.point not in _COSTLY] or [_cheap_lie(dice)]
         if dice.random() >= _FLOODS:
-            lies = [replace(lie, times=_SOME) if lie.times == _EVER else lie for lie in lies]
+            lies = [lie._replace(times=_SOME) if lie.times == _EVER else lie for lie in lies]
     elif begin is not Start.CONNECT:
         lies = [lie for lie in lies if lie.point not in READ_WHEN_PLUGGED_IN]
     return Program(begin or Start.SESSION, use, ring, tuple(lies[:_MOST]))
@@ -221,6 +231,8 @@ _PHASES: Final = _Phases()
 
 def init(seed: int) -> None:
     """Begin."""
+    _over_pci.cache_clear()
+    _points.cache_clear()
     _DICE.seed(seed)
     if FINDINGS in os.environ:
         _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]), Path(os.environ[REPORTS]))]

@@ -76,7 +76,7 @@ class UmlChannel:
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
             try:
-                message = json.loads(line)
+                message = json.loads(str(line, "utf-8"))
             except ValueError:
                 continue
             if isinstance(message, dict):

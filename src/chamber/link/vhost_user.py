@@ -56,9 +56,10 @@ INBAND: Final = bit(_P.INBAND_NOTIFICATIONS)
 where it can, and gets less than half of the requests through that it gets through with eventfds."""
 
 MAX_MEM_SLOTS: Final = 64
+_MESSAGES_PER_TURN: Final = 64
+_REQUESTS: Final = {int(request): request for request in FrontendRequest}
 _ONE: Final = (1).to_bytes(8, "little")
 _POLL_SECONDS: Final = 0.001
-_MESSAGES_PER_TURN: Final = 64
 _KICKS_PER_READ: Final = 32
 _KICK_BYTES: Final = 1 << 12
 """A kick is an edge, and needs no reading; but a pipe or socket, which a front end may use for an eventfd, fills up."""
@@ -208,10 +209,11 @@ class Session:
                 if message is None:
                     return
                 try:
-                    self._handle(message)
+                    answered = self._handle(message)
                 finally:
                     message.close()
-                if self.closed:
+                # Who waited for an answer has sent no more; who did not gets the next turn.
+                if answered or self.closed:
                     return
         except Gone:
             self.close()
@@ -220,14 +222,14 @@ class Session:
             self.device.log(f"front end: {error}; connection closed")
             self.close()
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message) -> bool:
+        """Do what a message asks for; return whether it was answered."""
         header = message.header
         self.messages += 1
-        try:
-            request = FrontendRequest(header.request)
-        except ValueError:
+        request = _REQUESTS.get(header.request)
+        if request is None:
             raise WireError("the request is one of the protocol", spec="vhost-user, Front-end message types",
-                            detail=str(header.request)) from None
+                            detail=str(header.request))
         kind = FRONTEND_MESSAGES[request]
         handler = self._handlers.get(request)
         if handler is None or header.is_reply:
@@ -237,25 +239,23 @@ class Session:
         payload = kind.payload.unpack(message.data)
         if self._trace is not None:
             self._trace(f"{request.name} {payload}")
+        outcome = 0
+        answer: Payload | None = None
         try:
-            reply = handler(payload, message)
+            answer = handler(payload, message)
         except _Refused:
-            # Where nobody asked for an answer the queue is just never started.
-            if self._needs_ack(header.flags):
-                self._channel.send(request, U64(1), REPLY)
-            return
+            outcome = 1  # where nobody asked for an answer the queue is just never started
         except DmaFault as error:
-            if kind.reply is None and self._needs_ack(header.flags):
-                self.device.log(f"front end: {request.name}: {error}")
-                self._channel.send(request, U64(1), REPLY)
-                return
-            raise
-        if self.closed:
-            return
-        if reply is not None:
-            self._channel.send(request, reply, REPLY)
-        elif self._needs_ack(header.flags):
-            self._channel.send(request, U64(0), REPLY)
+            if kind.reply is not None or not self._needs_ack(header.flags):
+                raise
+            self.device.log(f"front end: {request.name}: {error}")
+            outcome = 1
+        if answer is None and self._needs_ack(header.flags):
+            answer = U64(outcome)
+        if answer is None or self.closed:
+            return False
+        self._channel.send(request, answer, REPLY)
+        return True
 
     def _check(self, request: FrontendRequest, kind: MessageType, message: Message) -> None:
         least, most = kind.fds

@@ -58,7 +58,7 @@ class IpProtocol(enum.IntEnum):
     UDP = 17
 
 
-class TcpFlag(enum.IntFlag):
+class TcpFlag(enum.IntEnum):
     """Control bits of a TCP segment."""
 
     FIN = 1

@@ -85,14 +85,14 @@ class NetFeature(enum.IntEnum):
     SPEED_DUPLEX = 63
 
 
-class NetStatus(enum.IntFlag):
+class NetStatus(enum.IntEnum):
     """``status`` in configuration space (5.1.4)."""
 
     LINK_UP = 1
     ANNOUNCE = 2
 
 
-class HdrFlag(enum.IntFlag):
+class HdrFlag(enum.IntEnum):
     """``flags`` of the packet header (5.1.6)."""
 
     NEEDS_CSUM = 1

@@ -71,7 +71,7 @@ class VsockOp(enum.IntEnum):
     CREDIT_REQUEST = 7
 
 
-class ShutdownFlag(enum.IntFlag):
+class ShutdownFlag(enum.IntEnum):
     """``flags`` of SHUTDOWN: what its sender will not do any more (5.10.6.5)."""
 
     RECEIVE = 1
@@ -79,7 +79,7 @@ class ShutdownFlag(enum.IntFlag):
     BOTH = 3
 
 
-class SeqFlag(enum.IntFlag):
+class SeqFlag(enum.IntEnum):
     """``flags`` of RW on seqpacket sockets (5.10.6.6.1)."""
 
     EOM = 1
