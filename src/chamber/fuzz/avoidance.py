@@ -103,7 +103,7 @@ class CommonTraits:
         self._passed = 0
 
     @property
-    def any(self) -> bool:
+    def has_any(self) -> bool:
         """Whether a report is known at all."""
         return bool(self._known)
 

@@ -81,7 +81,6 @@ class Liar(Attack):
         self._held: list[tuple[int, DeviceQueue, Ring, Chain, int]] = []
         self._last: dict[int, bytes] = {}
         self._lent: dict[tuple[int, int], tuple[Chain, bytes]] = {}
-        self._rooms: dict[tuple[int, int], int] = {}
         self._previous: dict[int, int] = {}
         self._untouchable: set[int] = set()
         self._silent = False

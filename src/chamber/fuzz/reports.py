@@ -118,7 +118,7 @@ class ReportStore:
                 self._write(Report(place_of(evidence), evidence.signature, evidence.harm.name, evidence.text[:_CONSOLE],
                                    tuple(self._history), tuple(execution.strikes)))
             self._common.showed(_name_of(place_of(evidence)), Program.parse(data))
-        if not execution.evidence and self._common.any:
+        if not execution.evidence and self._common.has_any:
             self._common.passed(Program.parse(data))
         return bool(execution.evidence)
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Whether KASAN's reports tell who had allocated and released memory: to note it costs a twentieth of a search. */
+/* Whether KASAN's reports tell who had allocated and released memory, which a search does without. */
 #include <linux/errno.h>
 #include <linux/init.h>
 #include <linux/kernel.h>
