@@ -120,8 +120,7 @@ class DeviceQueue:
         order = self._order
         if self.ring is None:
             return
-        # Mostly it is the oldest.
-        if order is None or not ((order and order[0][0] == head) or any(head == taken for taken, _ in order)):
+        if order is None or not any(head == taken for taken, _ in order):
             self.ring.push(head, length)
             return
         self._early[head] = length

@@ -91,15 +91,14 @@ def _value(dice: random.Random) -> int:
             return dice.getrandbits(dice.choice((8, 16, 32, 64)))
 
 
-@functools.cache
 def _over_pci() -> bool:
     return PCI in os.environ
 
 
 @functools.cache
-def _points() -> tuple[tuple[Point, ...], tuple[int, ...]]:
+def _points(*, pci: bool) -> tuple[tuple[Point, ...], tuple[int, ...]]:
     """What a lie may be about, and how often each and all before it are chosen."""
-    weights = _WEIGHTS | _PCI_WEIGHTS if _over_pci() else _WEIGHTS
+    weights = _WEIGHTS | _PCI_WEIGHTS if pci else _WEIGHTS
     return tuple(weights), tuple(itertools.accumulate(weights.values()))
 
 
@@ -110,7 +109,7 @@ def _small(dice: random.Random) -> int:
 
 def random_lie(dice: random.Random) -> Lie:
     """Make a lie up."""
-    points, weights = _points()
+    points, weights = _points(pci=_over_pci())
     point = dice.choices(points, cum_weights=weights)[0]
     queue = 0xFF if dice.random() < 0.3 else dice.randrange(8)
     offset = dice.choice((dice.randrange(16), dice.randrange(64), dice.randrange(512)))
@@ -231,8 +230,6 @@ _PHASES: Final = _Phases()
 
 def init(seed: int) -> None:
     """Begin."""
-    _over_pci.cache_clear()
-    _points.cache_clear()
     _DICE.seed(seed)
     if FINDINGS in os.environ:
         _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]), Path(os.environ[REPORTS]))]

@@ -9,8 +9,7 @@ from chamber.lab.observation import Evidence, Harm
 __all__ = ("LeakWatch",)
 
 _POISON_RUN: Final = 24
-_FREED: Final = b"\x6b" * _POISON_RUN
-_PADDING: Final = b"\x5a" * _POISON_RUN
+_POISONS: Final = {b"\x6b" * _POISON_RUN: "freed or never written", b"\x5a" * _POISON_RUN: "padding"}
 """What SLUB fills objects and what is around them with (slub_debug=P)."""
 
 
@@ -32,10 +31,9 @@ class LeakWatch:
             return
         if self.marker in data:
             self._found("planted secret", data, data.index(self.marker))
-        if _FREED in data:
-            self._found("slab memory that was freed or never written", data, data.index(_FREED))
-        if _PADDING in data:
-            self._found("slab memory that was padding", data, data.index(_PADDING))
+        for poison, state in _POISONS.items():
+            if poison in data:
+                self._found(f"slab memory that was {state}", data, data.index(poison))
 
     def _found(self, what: str, data: bytes, at: int) -> None:
         excerpt = data[max(0, at - 16):at + 48].hex(" ")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chamber.lab.kernel.module_file import module_name, module_needs
 from chamber.lab.kernel.store import BuiltKernel, find_built
 from chamber.lab.observation import TargetError
 from chamber.wire.virtio import DeviceType
@@ -67,8 +68,6 @@ _BESIDE: Final = {
     DeviceType.VSOCK: ("vsock_loopback.ko", "vsock_diag.ko"),
 }
 """What a type's stimuli need beside its driver."""
-_DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
-"""In what a module says of itself, the modules that it needs."""
 
 LOUD: Final = ("slub_debug=FZPU",)
 """Kernel options for a kernel that was not built to notice: red zones, poison, owners and checks of slab objects."""
@@ -116,13 +115,14 @@ class UmlKernel:
 
     def for_device(self, device: DeviceType) -> UmlKernel:
         """Return the same without what other devices alone need, which takes its time to load."""
-        needs = {_name(module): _needs(module) for module in self.modules}
+        needs = {module_name(module): module_needs(module.read_bytes()) for module in self.modules}
         others = {name for kind in _DRIVERS if kind is not device for name in _closure(needs, kind)}
         others -= _closure(needs, device)
         kept: list[Path] = []
         for module in self.modules:
-            if _name(module) in others or others & needs[_name(module)]:
-                others.add(_name(module))  # what needs one that is left out can't be loaded either
+            name = module_name(module)
+            if name in others or not others.isdisjoint(needs[name]):
+                others.add(name)  # what needs one that is left out can't be loaded either
             else:
                 kept.append(module)
         return replace(self, modules=tuple(kept))
@@ -133,21 +133,10 @@ class UmlKernel:
         return self.built is not None and "coverage" in self.built.options
 
 
-def _name(module: Path) -> str:
-    """What other modules call it."""
-    return module.stem.replace("-", "_")
-
-
-def _needs(module: Path) -> set[str]:
-    """The modules that one says it needs."""
-    says = _DEPENDS.search(module.read_bytes())
-    return set(says[1].decode().replace("-", "_").split(",")) - {""} if says else set()
-
-
-def _closure(needs: Mapping[str, set[str]], device: DeviceType) -> set[str]:
+def _closure(needs: Mapping[str, list[str]], device: DeviceType) -> set[str]:
     """The modules that a device is used with, of those that are there."""
     found: set[str] = set()
-    wanted = [_name(Path(module)) for module in (_DRIVERS[device], *_BESIDE.get(device, ()))]
+    wanted = [module_name(Path(module)) for module in (_DRIVERS[device], *_BESIDE.get(device, ()))]
     while wanted:
         name = wanted.pop()
         if name in needs and name not in found:

@@ -57,7 +57,9 @@ class Field(NamedTuple):
     @property
     def size(self) -> int:
         """Width in bytes."""
-        return _WIDTHS.get(self.type) or int(self.type.removeprefix("bytes:"))
+        if self.type.startswith("bytes:"):
+            return int(self.type[6:])
+        return _WIDTHS[self.type]
 
     @property
     def is_integer(self) -> bool:

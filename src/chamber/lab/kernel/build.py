@@ -19,6 +19,7 @@ from chamber.lab.kernel.changes import TSM_CORE, change, changed_files, unchange
 from chamber.lab.kernel.config import fragment, missing
 from chamber.lab.kernel.drivers import CORE, SOURCES
 from chamber.lab.kernel.edits import edit_tree
+from chamber.lab.kernel.module_file import module_name, module_needs
 from chamber.lab.kernel.selftest import check_sanitizers
 from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.kernel.store import BuiltKernel, store_folder
@@ -38,7 +39,6 @@ _TSM: Final = Path(__file__).parent / "tsm"
 _PLACE: Final = "arch/um/kernel/chamber"
 _TOOLS: Final = {"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "ld": "binutils",
                  "nm": "binutils", "perl": "perl"}
-_DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 _FLAG: Final = "$(if $(CONFIG_CHAMBER_COVERAGE),-fsanitize-coverage=trace-pc)"
 _KEPT_LINES: Final = 100
 _WRONG: Final = re.compile(r"\berror:|\*\*\*")
@@ -211,7 +211,7 @@ def _keep(source: KernelSource, options: KernelOptions, edits: Sequence[Edit], o
     (part / "modules").mkdir(parents=True)
     # What the last build made: a module that was built before and is part of the kernel now still lies there.
     listed = (out / Path(line).with_suffix(".ko") for line in (out / "modules.order").read_text("utf-8").splitlines())
-    modules = {path.stem.replace("-", "_"): path for path in listed}
+    modules = {module_name(path): path for path in listed}
     (part / "debug").mkdir()
     for path in modules.values():
         shutil.copy2(path, part / "debug")
@@ -247,8 +247,7 @@ def _ordered(modules: dict[str, Path]) -> list[Path]:
     def add(name: str) -> None:
         if name in done or name not in modules:
             return
-        found = _DEPENDS.search(modules[name].read_bytes())
-        for need in sorted(filter(None, (found[1] if found else b"").decode().replace("-", "_").split(","))):
+        for need in sorted(module_needs(modules[name].read_bytes())):
             add(need)
         done[name] = modules[name]
 

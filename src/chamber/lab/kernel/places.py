@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.kernel.drivers import SOURCES
+from chamber.lab.kernel.module_file import module_name
 from chamber.lab.observation import TargetError
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _read_module(path: Path, files: Mapping[str, str]) -> dict[Place, list[tuple
         at = bisect.bisect_right(starts, address) - 1
         if at >= 0 and address < extents[at][1] and file in files:
             found[extents[at][2]].add((files[file], line))
-    module = path.stem.replace("-", "_")
+    module = module_name(path)
     return {(module, sections[(place - _FIRST) // _SPACING], (place - _FIRST) % _SPACING): sorted(pairs)
             for place, pairs in found.items()}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.debian import Apt, unpack
+from chamber.lab.kernel.module_file import module_name, module_needs
 from chamber.lab.kernel.source import cache_folder, locked
 from chamber.lab.observation import TargetError
 from chamber.wire.virtio import DeviceType
@@ -183,7 +184,7 @@ class QemuKernel:
     @property
     def devices(self) -> tuple[DeviceType, ...]:
         """What it has drivers for."""
-        there = {_name(module) for module in self.modules} | self.built_in
+        there = {module_name(module) for module in self.modules} | self.built_in
         return tuple(kind for kind, module in _DRIVERS.items() if module in there)
 
 
@@ -217,7 +218,7 @@ def _is_whole(target: Path) -> bool:
     if not (target / "order").exists():
         return False
     kernel = _read(target)
-    return kernel.built_in | {_name(module) for module in kernel.modules} >= set(_STORAGE)
+    return kernel.built_in | {module_name(module) for module in kernel.modules} >= set(_STORAGE)
 
 
 def _pick(part: Path, release: str) -> None:
@@ -228,7 +229,7 @@ def _pick(part: Path, release: str) -> None:
     (everything / "usr/bin/busybox").rename(part / "busybox")
     listed = (everything / f"usr/lib/modules/{release}/modules.builtin").read_text(encoding="ascii").split()
     (part / "built-in").write_text("".join(f"{line.rpartition('/')[2]}\n" for line in listed), encoding="ascii")
-    files = {_name(path): path for path in everything.rglob("*.ko*")}
+    files = {module_name(path): path for path in everything.rglob("*.ko*")}
     (part / "modules").mkdir()
     order: dict[str, None] = {}
     for kind, driver in _DRIVERS.items():
@@ -248,15 +249,10 @@ def _need(name: str, files: dict[str, Path], folder: Path, order: dict[str, None
     data = source.read_bytes()
     if source.suffix == ".xz":
         data = lzma.decompress(data)
-    depends = re.search(rb"\0depends=([\w,-]*)\0", data)
-    for other in (depends[1].decode().split(",") if depends is not None else ()):
-        _need(other.replace("-", "_"), files, folder, order)
+    for other in module_needs(data):
+        _need(other, files, folder, order)
     (folder / f"{name}.ko").write_bytes(data)
     order[name] = None
-
-
-def _name(path: Path) -> str:
-    return path.name.partition(".ko")[0].replace("-", "_")
 
 
 def _read(folder: Path) -> QemuKernel:
