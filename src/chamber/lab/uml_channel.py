@@ -1,4 +1,4 @@
-"""A terminal of a user-mode-linux guest, over which a process there and the host exchange lines of JSON."""
+"""A terminal of a guest, over which a process there and the host exchange lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import socket
 import tty
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,23 @@ class UmlChannel:
     Args:
         loop: where it is read.
         heard: gets each message; what is no object of JSON is dropped, as a guest in trouble writes anything.
+        terminal: the guest's end is a terminal here too, for a machine that wants one. User-Mode Linux takes any
+            descriptor for its terminals, and a line over a socket takes two switches of processes less.
 
     Attributes:
         inner: the guest's end, until `handed_over`.
 
     """
 
-    def __init__(self, loop: EventLoop, heard: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, loop: EventLoop, heard: Callable[[dict[str, Any]], None], *, terminal: bool = False) -> None:
         self._loop = loop
         self._heard = heard
         self._line = b""
-        # Both ends in one process: the kernel wants a terminal of its own, and raw from the start.
-        self._fd, self.inner = pty.openpty()
-        tty.setraw(self.inner)
+        if terminal:
+            self._fd, self.inner = pty.openpty()
+            tty.setraw(self.inner)
+        else:
+            self._fd, self.inner = (end.detach() for end in socket.socketpair())
         os.set_blocking(self._fd, False)
 
     def handed_over(self) -> None:
@@ -51,26 +56,30 @@ class UmlChannel:
         self._loop.add_reader(self._fd, self._read)
 
     def send(self, message: object) -> None:
-        """Write one line; a guest that does not read loses it."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._fd, json.dumps(message).encode() + b"\n")
+        """Write one line of JSON."""
+        self.type(json.dumps(message).encode() + b"\n")
+
+    def type(self, keys: bytes) -> None:
+        """Write what is no JSON: each byte takes a guest a system call. One that does not read loses it."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it has ended, which is seen elsewhere
+            os.write(self._fd, keys)
 
     def wake(self) -> None:
         """Type what means nothing, for a machine that sleeps until there is input."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._fd, b"\n")
+        self.type(b"\n")
 
     def interrupt(self) -> None:
         """Type what ends a wait of the process there."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._fd, INTERRUPT)
+        self.type(INTERRUPT)
 
     def _read(self) -> None:
         try:
             data = os.read(self._fd, 65536)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:  # the kernel closed its end
+        except OSError:
+            data = b""
+        if not data:  # the kernel closed its end
             self._loop.remove_reader(self._fd)
             return
         *lines, self._line = (self._line + data).split(b"\n")

@@ -9,6 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from chamber.lab.agent.worker import FIRST_LETTER
 from chamber.lab.leaks import LeakWatch
 from chamber.lab.observation import TargetError
 from chamber.lab.uml_guest import GuestDied, UmlGuest
@@ -90,6 +91,7 @@ class UmlWorker:
             raise
         self._ends_waits = bool(hello["ends_waits"])
         self.uses = tuple(hello["uses"])
+        self._letters = {step: letter for letter, step in enumerate((*hello["steps"], *self.uses), FIRST_LETTER)}
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "ask" in message:
@@ -109,7 +111,7 @@ class UmlWorker:
         steps = list(steps)
         self._answers.clear()
         self._may_end = self._ends_waits and not set(self.uses).isdisjoint(steps)
-        self._terminal.send(steps)
+        self._terminal.type(bytes(map(self._letters.__getitem__, steps)) + b"\n")
         return self.go_on(seconds, stalled)
 
     def go_on(self, seconds: float, stalled: Callable[[], bool] = lambda: False) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import signal
 import termios
@@ -24,15 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ("INTERRUPT", "serve")
+__all__ = ("FIRST_LETTER", "INTERRUPT", "serve")
 
 INTERRUPT: Final = b"\x03"
 """What the host types to end a wait."""
+FIRST_LETTER: Final = ord("a")
+"""Stands for the first step: the host types a letter for each, as a guest reads what is typed byte by byte."""
 
 _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.01
 """A silent device costs some milliseconds then."""
-_YIELDS: Final = 4
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
 _SYSRQ_DUMPS: Final = "8"
 """What only shows something."""
@@ -127,7 +127,7 @@ class _Device:
 
 
 def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends_waits: bool) -> None:
-    """Do what the host says, for ever: a line of JSON with names of steps, and one with what went wrong in them.
+    """Do what the host says, for ever: a letter for each step, and then a line of JSON with what went wrong in them.
 
     Args:
         platform: the device.
@@ -135,6 +135,8 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
         ends_waits: whether the host may end a wait in them.
 
     """
+    # What the kernel does behind a system call shall have its turn before this goes on, and the host looks.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     set_patience(_PATIENCE)
@@ -146,15 +148,17 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
     device = _Device(platform)
     steps: dict[str, Callable[[], None]] = {
         "connect": device.connect, "disconnect": device.disconnect, "probe": device.probe, "remove": device.remove}
+    letters = dict(enumerate((*steps, *uses), FIRST_LETTER))
     pending = b""
-    Report.send(report, hello=os.getpid(), uses=list(uses), ends_waits=ends_waits)
+    Report.send(report, hello=os.getpid(), steps=list(steps), uses=list(uses), ends_waits=ends_waits)
     while True:
         pending += os.read(terminal, 4096)
         while b"\n" in pending:
             line, pending = pending.split(b"\n", 1)
             failed = ""
             report.failed = 0
-            for step in json.loads(line):
+            for letter in line:
+                step = letters[letter]
                 try:
                     if step in steps:
                         steps[step]()
@@ -169,7 +173,4 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
                 except Exception as error:  # a bug of a stimulus must reach the host, and the next may be well
                     failed = failed or f"{step}: {type(error).__name__}: {error}"
                 waits.may_end = False  # the end of a wait may have come amid the line above that says so
-            # What the kernel does behind a system call shall have its turn before the host looks.
-            for _ in range(_YIELDS):
-                os.sched_yield()
             Report.send(report, done=failed, failed=report.failed)

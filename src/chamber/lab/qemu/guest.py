@@ -124,7 +124,7 @@ class QemuGuest(AgentGuest):
             raise
 
     def _spawn(self, stack: contextlib.ExitStack, options: tuple[str, ...], saved: SavedGuest | None) -> None:
-        self._agent = UmlChannel(self._loop, self._heard)
+        self._agent = UmlChannel(self._loop, self._heard, terminal=True)
         stack.callback(self._agent.close)
         console_out, console_in = os.pipe()
         stack.callback(os.close, console_out)
