@@ -29,6 +29,7 @@ _ECHO_NAME: Final = "chamber.echo"
 _EXTRA_NAME: Final = "chamber.extra"
 _TIMEOUT: Final = 0.5
 _PAUSE: Final = 0.0005
+_FOUND: Final[dict[tuple[str, str], str]] = {}
 
 
 def ports(virtio: str) -> list[str]:
@@ -40,12 +41,22 @@ def ports(virtio: str) -> list[str]:
 
 
 def find_port(virtio: str, wanted: str) -> str | None:
-    """Return the port of that name, if there is one now."""
+    """Return the port of that name, if there is one now: mostly where it was before."""
+    before = _FOUND.get((virtio, wanted))
+    if before is not None and _is_named(before, wanted):
+        return before
     for port in ports(virtio):
-        with contextlib.suppress(OSError):  # one without a name has no such file
-            if (_PORTS / port / "name").read_bytes().strip() == wanted.encode():
-                return port
+        if _is_named(port, wanted):
+            _FOUND[virtio, wanted] = port
+            return port
     return None
+
+
+def _is_named(port: str, wanted: str) -> bool:
+    try:
+        return kernel.read(f"{_PORTS}/{port}/name").strip() == wanted.encode()
+    except OSError:  # one without a name has no such file
+        return False
 
 
 def wait_for_port(virtio: str, wanted: str) -> str:
@@ -56,7 +67,11 @@ def wait_for_port(virtio: str, wanted: str) -> str:
 def read_exactly(fd: int, size: int) -> bytes:
     """Read `size` bytes, or raise `Silence`."""
     got = b""
-    deadline = time.monotonic() + patient(_TIMEOUT)
+    with contextlib.suppress(BlockingIOError):  # they are there mostly, and to look at a clock takes as long
+        got = os.read(fd, size)
+        if not got:
+            raise OSError(5, "the port was closed by the host")
+    deadline = time.monotonic() + patient(_TIMEOUT) if len(got) < size else 0.0
     while len(got) < size:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:

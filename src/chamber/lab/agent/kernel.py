@@ -32,6 +32,7 @@ __all__ = (
     "plant",
     "platform_devices",
     "power_off",
+    "read",
     "read_tree",
     "rebind_driver",
     "unbind_platform",
@@ -59,6 +60,7 @@ _PLANTED_SIZES = (32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 """What caches for objects of drivers hold."""
 _PLANTED_OBJECTS = 16
 _PLANTED_SOCKETS = 16
+_MOST_READ = 1 << 16
 DEBUGFS = Path("/sys/kernel/debug")
 FUNCTIONS: list[str] = []
 """Where devices under test are on a bus that has others as well; empty where it has no others."""
@@ -121,11 +123,20 @@ def power_off() -> None:
     _LIBC.reboot(_POWER_OFF)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: str | Path, text: str) -> None:
     """Write to a kernel file in one call."""
     fd = os.open(path, os.O_WRONLY)
     try:
         os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def read(path: str | Path) -> bytes:
+    """Read a kernel file in one call; what belongs to a buffered file takes a guest six more."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, _MOST_READ)
     finally:
         os.close(fd)
 
@@ -155,12 +166,14 @@ def wait_until(otherwise: str, done: Callable[[], _T | None], seconds: float, *,
         Silence: it was not in time.
 
     """
-    deadline = time.monotonic() + max(patient(seconds), least)
+    deadline = 0.0
     while True:
         with contextlib.suppress(FileNotFoundError):
             if answer := done():
                 return answer
-        if time.monotonic() > deadline:
+        now = time.monotonic()  # which is a system call in User-Mode Linux
+        deadline = deadline or now + max(patient(seconds), least)
+        if now > deadline:
             raise Silence(otherwise)
         time.sleep(pause)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import ethtool, kernel, routing, xdp
 from chamber.lab.agent.control_socket import control_socket
+from chamber.lab.agent.limited_socket import LimitedSocket
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
@@ -91,8 +92,7 @@ def ping(size: int, dice: random.Random) -> None:
     ident, sequence = dice.getrandbits(16), dice.getrandbits(16)
     head = struct.pack(">BBHHH", 8, 0, 0, ident, sequence)
     packet = struct.pack(">BBHHH", 8, 0, _checksum(head + payload), ident, sequence) + payload
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        raw.settimeout(patient(_TIMEOUT))
+    with LimitedSocket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).limit(_TIMEOUT) as raw:
         for _ in range(max(1, round(patient(_TRIES)))):
             raw.sendto(packet, (PEER, 0))
             try:
@@ -113,8 +113,7 @@ def ping(size: int, dice: random.Random) -> None:
 def udp_echo(size: int, dice: random.Random) -> None:
     """Send a datagram to the peer's echo port and see it come back."""
     payload = dice.randbytes(size)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
-        datagram.settimeout(patient(_TIMEOUT))
+    with LimitedSocket(socket.AF_INET, socket.SOCK_DGRAM).limit(_TIMEOUT) as datagram:
         datagram.connect((PEER, ECHO))
         for _ in range(max(1, round(patient(_TRIES)))):
             datagram.send(payload)
@@ -133,8 +132,7 @@ def tcp_echo(size: int, dice: random.Random) -> None:
     payload = dice.randbytes(size)
     back = bytearray()
     sent = 0
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
-        stream.settimeout(3 * patient(_TIMEOUT))
+    with LimitedSocket(socket.AF_INET, socket.SOCK_STREAM).limit(3 * _TIMEOUT) as stream:
         stream.connect((PEER, ECHO))
         while len(back) < size:
             if sent < size and sent - len(back) < 16384:
@@ -209,7 +207,7 @@ def change_filters(name: str, report: Report) -> None:
 def change_address(name: str, report: Report) -> None:
     """Change the hardware address and back."""
     with report.step("hardware address"):
-        mac = bytes.fromhex(Path(f"/sys/class/net/{name}/address").read_text(encoding="ascii").strip().replace(":", ""))
+        mac = bytes.fromhex(kernel.read(f"/sys/class/net/{name}/address").decode().strip().replace(":", ""))
         _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac[:5] + bytes([mac[5] ^ 1])))
         _set(name, _SIOCSIFHWADDR, struct.pack("<H6s", _ARPHRD_ETHER, mac))
 
@@ -231,7 +229,7 @@ def change_link(name: str, report: Report) -> None:
     """Have the link go down and up."""
     for action in ("link-down", "link-up"):
         report.ask(action)
-        report.attempt(f"after {action}", Path(f"/sys/class/net/{name}/operstate").read_bytes)
+        report.attempt(f"after {action}", kernel.read, f"/sys/class/net/{name}/operstate")
 
 
 def configure(virtio: str, report: Report) -> None:

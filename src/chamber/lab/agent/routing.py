@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from chamber.lab.agent import kernel
 from chamber.lab.agent.control_socket import control_socket
 
 __all__ = ("add_route", "forwarded", "send_spoofed", "turn_on")
@@ -25,8 +26,8 @@ _SETTINGS: Final = {
 def turn_on(name: str) -> None:
     """Let the kernel forward what is not for itself."""
     for path, value in _SETTINGS.items():
-        Path(path).write_text(value, encoding="ascii")
-    Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0", encoding="ascii")
+        kernel.write(path, value)
+    kernel.write(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", "0")
 
 
 def _address(ip: str) -> bytes:

@@ -34,6 +34,7 @@ from chamber.lab.agent import (
     xdp,
 )
 from chamber.lab.agent.disk import BLKRRPART, Direct
+from chamber.lab.agent.limited_socket import LimitedSocket
 
 if TYPE_CHECKING:
     from chamber.lab.agent.report import Report
@@ -75,7 +76,7 @@ def _terminal(_virtio: str, report: Report) -> None:
 def _every_port(virtio: str, report: Report) -> None:
     """Open, poll and write to whatever ports there are, and read their names."""
     for name in console.ports(virtio):
-        report.attempt("name", (_RAW / name / "name").read_bytes)
+        report.attempt("name", kernel.read, f"{_RAW}/{name}/name")
         with report.step("port"):
             fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK)
             try:
@@ -216,8 +217,8 @@ def _write_disk(virtio: str, report: Report) -> None:
 def _disk_attributes(virtio: str, report: Report) -> None:
     """Read what is told of a disk."""
     block = Path("/sys/block") / blk.disk_of(virtio)
-    report.attempt("serial number", (block / "serial").read_bytes)
-    report.attempt("cache type", (block / "cache_type").read_bytes)
+    report.attempt("serial number", kernel.read, block / "serial")
+    report.attempt("cache type", kernel.read, block / "cache_type")
 
 
 def _disk_cache(virtio: str, report: Report) -> None:
@@ -254,7 +255,7 @@ def _large_socket(virtio: str, report: Report) -> None:
 
 def _called_socket(virtio: str, report: Report) -> None:  # noqa: ARG001 - as the others
     """Be called by the host."""
-    with report.step("listen"), socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+    with report.step("listen"), LimitedSocket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
         vsock.listen_for_calls(listener)
         report.ask("call")
         vsock.answer(listener)

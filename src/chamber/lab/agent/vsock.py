@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
+from chamber.lab.agent.limited_socket import LimitedSocket
 from chamber.lab.agent.patience import patient
 from chamber.lab.agent.report import Silence, WrongData
 
@@ -47,11 +48,11 @@ _GET_LOCAL_CID: Final = 0x7B9
 _KINDS: Final = (("stream", socket.SOCK_STREAM), ("message", socket.SOCK_SEQPACKET))
 
 
-def connect(kind: int, port: int = _ECHO) -> socket.socket:
+def connect(kind: int, port: int = _ECHO) -> LimitedSocket:
     """Connect to a port of the host's."""
-    sock = socket.socket(socket.AF_VSOCK, kind)
-    sock.settimeout(patient(_TIMEOUT))
+    sock = LimitedSocket(socket.AF_VSOCK, kind)
     try:
+        sock.limit(_TIMEOUT)
         sock.connect((_HOST, port))
     except OSError:
         sock.close()
@@ -171,17 +172,17 @@ def inspect(virtio: str, report: Report) -> None:
         echo(sock, b"again")
 
 
-def listen_for_calls(listener: socket.socket) -> None:
+def listen_for_calls(listener: LimitedSocket) -> None:
     """Wait where the host calls."""
     listener.bind((socket.VMADDR_CID_ANY, _CALL))
     listener.listen(_BACKLOG)
-    listener.settimeout(patient(_TIMEOUT))
+    listener.limit(_TIMEOUT)
 
 
 def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature for all stimuli
     """Have the host call, several times before anybody accepts; after that, as often as may wait at once."""
     for name, kind in _KINDS:
-        with report.step(f"listen for a {name} socket"), socket.socket(socket.AF_VSOCK, kind) as listener:
+        with report.step(f"listen for a {name} socket"), LimitedSocket(socket.AF_VSOCK, kind) as listener:
             listen_for_calls(listener)
             for _ in range(2):
                 report.ask("call" if kind == socket.SOCK_STREAM else "call-seqpacket")
@@ -197,7 +198,7 @@ def listen(virtio: str, report: Report) -> None:  # noqa: ARG001 - one signature
                         break
 
 
-def _answer_host(listener: socket.socket) -> None:
+def _answer_host(listener: LimitedSocket) -> None:
     """Answer the host, whoever else called before it: the kernel takes one call more than the backlog says."""
     for _ in range(_BACKLOG + 2):
         sock, (cid, _) = listener.accept()
@@ -208,7 +209,7 @@ def _answer_host(listener: socket.socket) -> None:
     raise Silence("the host did not call")
 
 
-def answer(listener: socket.socket) -> None:
+def answer(listener: LimitedSocket) -> None:
     """Accept a call of the host's, hear its greeting and send it back the other way round."""
     sock, (cid, _) = listener.accept()
     if cid != _HOST:
@@ -217,9 +218,9 @@ def answer(listener: socket.socket) -> None:
     _hear(sock)
 
 
-def _hear(sock: socket.socket) -> None:
+def _hear(sock: LimitedSocket) -> None:
     with sock:
-        sock.settimeout(patient(_TIMEOUT))
+        sock.limit(_TIMEOUT)
         got = _receive(sock, len(_GREETING)) if sock.type == socket.SOCK_STREAM else sock.recv(len(_GREETING) + 1)
         if not got:
             raise OSError(104, "the connection ended")
@@ -272,11 +273,11 @@ def hold(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
 
 def local(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
     """Connect to the guest itself, by ports that anybody can guess, and to the host at the same time."""
-    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener, \
-            socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+    with LimitedSocket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener, \
+            LimitedSocket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
         listen_for_calls(listener)
         client.bind((socket.VMADDR_CID_ANY, _SERVICE))
-        client.settimeout(patient(_TIMEOUT))
+        client.limit(_TIMEOUT)
         try:
             client.connect((_LOCAL, _CALL))
         except OSError:
@@ -285,7 +286,7 @@ def local(virtio: str, report: Report) -> None:  # noqa: ARG001 - as above
             return
         server, _ = listener.accept()
         with server:
-            server.settimeout(patient(_TIMEOUT))
+            server.limit(_TIMEOUT)
             with report.step("a connection to the host"), connect(socket.SOCK_STREAM) as sock:
                 echo(sock, b"to the host")
             time.sleep(patient(_PAUSE))
