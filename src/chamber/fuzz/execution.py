@@ -49,6 +49,10 @@ class Executor(Protocol):
         """How often each edge of the code under test was taken by the last execution: `chamber.lab.kernel.coverage`."""
         ...
 
+    def taken(self) -> int:
+        """Return which edges were taken by any execution so far: a byte for each, zero or not, all as one number."""
+        ...
+
     @property
     def pid(self) -> int:
         """The process that executes: what to kill if it never ends."""

@@ -91,12 +91,17 @@ class ModelExecutor:
         self.hurried = False
         self._target = ModelTarget()
         self._edges = _Edges()
+        self._taken = 0
         self.uses = (*STIMULI[device], "rebind", "reset")
 
     @property
     def edges(self) -> memoryview:
         """What the last execution covered."""
         return memoryview(self._edges.counts)
+
+    def taken(self) -> int:
+        """Return which edges were taken by any execution so far, as `Executor` says."""
+        return self._taken
 
     @property
     def pid(self) -> int:
@@ -117,6 +122,7 @@ class ModelExecutor:
             observation = self._target.run(scenario)
         finally:
             sys.settrace(before)
+            self._taken |= int.from_bytes(self._edges.counts, "little")
         evidence = [e for e in observation.evidence if not _usual(e)]
         return Execution(use, evidence, liar.strikes, dict(liar.told), observation.transcript if self._trace else [])
 

@@ -69,16 +69,17 @@ class Progress:
             os.close(fd)
         self._before = before
         self._begin = time.monotonic()
-        self._union = 0
+        self._edges = before.edges
         self._reached: set[Place] = set(read_reached(self._reached_path))
         self.executions = before.executions
         self.lies = before.lies
         self.reports = before.reports
         self.boots = before.boots
 
-    def covered(self, edges: memoryview) -> None:
-        """Add what an execution covered."""
-        self._union |= int.from_bytes(edges, "little")
+    def taken(self, edges: int) -> None:
+        """Say which edges were taken so far: a byte for each, zero or not, all as one number."""
+        taken = edges.to_bytes((edges.bit_length() + 7) // 8, "little")
+        self._edges = max(len(taken) - taken.count(0), self._before.edges)
 
     def reached(self, places: Iterable[Place]) -> None:
         """Add the places that a guest has reached, and show them."""
@@ -89,10 +90,7 @@ class Progress:
 
     def write(self) -> None:
         """Show the counters."""
-        union = self._union.to_bytes((self._union.bit_length() + 7) // 8, "little")
-        edges = len(union) - union.count(0)
-        self._map[:] = _COUNTS.pack(self.executions, self.lies, self.reports, self.boots,
-                                    max(edges, self._before.edges),
+        self._map[:] = _COUNTS.pack(self.executions, self.lies, self.reports, self.boots, self._edges,
                                     self._before.seconds + time.monotonic() - self._begin)
 
     def close(self) -> None:

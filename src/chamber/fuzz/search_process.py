@@ -47,7 +47,6 @@ class _Watch:
         progress = self._progress
         progress.executions += 1
         progress.lies += sum(execution.told.values())
-        progress.covered(self.executor.edges)
         if self.executor.executions == 1:
             progress.boots += 1
         reported = self._store.seen(data, execution, fresh=self.executor.executions == 1)
@@ -59,10 +58,13 @@ class _Watch:
                 self._places_at = now + _PLACES_SECONDS
                 progress.reached(locate(*self.executor.reached()))
                 write_costs(self._costs, self.executor.costs)
+            progress.taken(self.executor.taken())
             progress.write()
         return reported
 
     def close(self) -> None:
+        if self.executor is not None:
+            self._progress.taken(self.executor.taken())
         self._progress.close()
 
 

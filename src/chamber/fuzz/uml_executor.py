@@ -129,6 +129,7 @@ class UmlExecutor:
         self._failed = 0
         self._usual: dict[tuple[Start, str], float] = {}
         self._no_edges = memoryview(bytes(EDGES))
+        self._taken = 0
 
     # The guest.
 
@@ -137,6 +138,13 @@ class UmlExecutor:
         """What the last execution covered; nothing where the kernel does not count."""
         coverage = None if self._worker is None else self._worker.guest.coverage
         return self._no_edges if coverage is None else coverage.edges
+
+    def taken(self) -> int:
+        """Return which edges were taken by any execution so far, as `Executor` says; guests keep count of theirs."""
+        coverage = None if self._worker is None else self._worker.guest.coverage
+        if coverage is not None:
+            self._taken |= int.from_bytes(coverage.ever(), "little")
+        return self._taken
 
     @property
     def pid(self) -> int:
@@ -219,6 +227,7 @@ class UmlExecutor:
 
     def restart(self) -> None:
         """End the guest; the next execution begins with a fresh one."""
+        self.taken()
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()

@@ -34,8 +34,8 @@ _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.01
 """A silent device costs some milliseconds then."""
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
-_SYSRQ_DUMPS: Final = "8"
-"""What only shows something."""
+_SYSRQ_LOG_LEVEL: Final = "2"
+"""What only changes what is shown; the next one up has a crash among what it shows."""
 
 
 class _Quiet(Report):
@@ -135,15 +135,13 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
         ends_waits: whether the host may end a wait in them.
 
     """
-    # What the kernel does behind a system call shall have its turn before this goes on, and the host looks.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     terminal = os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(terminal)
     set_patience(_PATIENCE)
     waits = _Waits(terminal)
     kernel.SECRET.wanted = False
-    # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
-    kernel.write(_SYSRQ, _SYSRQ_DUMPS)
+    # A host that types on a console may ask for a crash, and would get it: nothing to be found out here.
+    kernel.write(_SYSRQ, _SYSRQ_LOG_LEVEL)
     report = _Quiet(terminal)
     device = _Device(platform)
     steps: dict[str, Callable[[], None]] = {
@@ -173,4 +171,6 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
                 except Exception as error:  # a bug of a stimulus must reach the host, and the next may be well
                     failed = failed or f"{step}: {type(error).__name__}: {error}"
                 waits.may_end = False  # the end of a wait may have come amid the line above that says so
+            # What the kernel does behind a system call shall have its turn before the host looks.
+            os.sched_yield()
             Report.send(report, done=failed, failed=report.failed)

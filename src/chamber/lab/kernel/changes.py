@@ -29,6 +29,20 @@ _CHANGES: Final[dict[str, tuple[tuple[bytes, bytes], ...]]] = {
 \t\tif (vu_dev->status)
 \t\t\tWARN_ON(vhost_user_set_vring_enable(vu_dev, vq->index, false));
 """),
+        # An answer costs two switches of processes, and a probe has dozens of messages. These can't be refused, and
+        # something follows that is answered: a queue's address, its first kick, or after its end the features.
+        (b"\trequest_ack = !need_response;\n", b"""\
+\trequest_ack = !need_response;
+\tswitch (msg->header.request) {
+\tcase VHOST_USER_SET_VRING_NUM:
+\tcase VHOST_USER_SET_VRING_BASE:
+\tcase VHOST_USER_SET_VRING_ENABLE:
+\t\trequest_ack = false;
+\t\tbreak;
+\tdefault:
+\t\tbreak;
+\t}
+"""),
         # The length of queues is the device's choice; over vhost-user it has none.
         (b"#define MAX_SUPPORTED_QUEUE_SIZE\t256\n", b"""\
 extern unsigned int chamber_queue_size;

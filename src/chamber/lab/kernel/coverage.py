@@ -16,8 +16,9 @@ __all__ = ("EDGES", "CoverageMap")
 EDGES: Final = 1 << 16
 _PLACES: Final = 1 << 16
 _HEADER: Final = 4096
-_BYTES: Final = _HEADER + EDGES + 8 * _PLACES
-_MAGIC: Final = 0x564F43424D484300
+_EVER: Final = _HEADER + EDGES + 8 * _PLACES
+_BYTES: Final = _EVER + EDGES
+_MAGIC: Final = 0x564F43424D484301
 _WORD_MAGIC, _WORD_ON, _WORD_LOST = 0, 1, 2
 
 
@@ -78,11 +79,15 @@ class CoverageMap:
 
     def clear_places(self) -> None:
         """Forget the places."""
-        self._map[_HEADER + EDGES:] = bytes(8 * _PLACES)
+        self._map[_HEADER + EDGES:_EVER] = bytes(8 * _PLACES)
+
+    def ever(self) -> bytes:
+        """Return which edges were taken since the guest began, whatever was forgotten: a byte of 1 for each that was."""
+        return self._map[_EVER:]
 
     def places(self) -> set[int]:
         """Return the addresses behind each call of the hook that was reached: one for each basic block."""
-        raw = self._map[_HEADER + EDGES:]
+        raw = self._map[_HEADER + EDGES:_EVER]
         return {place for (place,) in struct.iter_unpack("<Q", raw) if place}
 
     def close(self) -> None:

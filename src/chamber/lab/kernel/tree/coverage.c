@@ -18,6 +18,7 @@ static char path[256];
 static u64 *header;
 static u8 *edges;
 static u64 *places;
+static u8 *ever;
 /* One for what runs as a task, one for interrupts: what an interrupt does must not look like an edge of the task. */
 static unsigned long previous[2];
 
@@ -41,6 +42,7 @@ static int __init chamber_coverage_init(void)
 	}
 	edges = (u8 *)area + CHAMBER_HEADER;
 	places = (u64 *)(edges + CHAMBER_EDGES);
+	ever = (u8 *)(places + CHAMBER_PLACES);
 	area[CHAMBER_WORD_MAGIC] = CHAMBER_MAGIC;
 	barrier();
 	header = area;
@@ -72,17 +74,18 @@ void notrace __sanitizer_cov_trace_pc(void);
 void notrace __sanitizer_cov_trace_pc(void)
 {
 	unsigned long place, mixed, *before;
-	u8 *edge;
+	unsigned int at;
 
 	if (!header || !READ_ONCE(header[CHAMBER_WORD_ON]))
 		return;
 	place = (unsigned long)__builtin_return_address(0);
 	mixed = (place * 0x9e3779b97f4a7c15ULL) >> 48;
 	before = &previous[!in_task()];
-	edge = &edges[(mixed ^ *before) & (CHAMBER_EDGES - 1)];
+	at = (mixed ^ *before) & (CHAMBER_EDGES - 1);
 	/* A counter that comes back to zero would say that the edge was not taken. */
-	if (*edge != 0xff)
-		(*edge)++;
+	if (edges[at] != 0xff)
+		edges[at]++;
+	ever[at] = 1;
 	*before = mixed >> 1;
 	note(place);
 }
