@@ -33,6 +33,7 @@ from chamber.wire.vhost_user import (
     SingleRegion,
     VringAddress,
     VringState,
+    encode,
 )
 from chamber.wire.virtio import Feature, Status, bit
 
@@ -163,7 +164,8 @@ class Session:
         self._protocol_set = False
         self._features = 0
         self._status = 0
-        self._polling = False
+        self._polling = self._pumping = False
+        self._untold = b""
         self.closed = self.gone = False
         device.config_interrupt = self._config_changed
         device.schedule = self._schedule
@@ -203,6 +205,7 @@ class Session:
 
     def pump(self) -> None:
         """Handle the messages that are there; end the session when the front end is gone or breaks a rule."""
+        self._pumping = True
         try:
             for _ in range(_MESSAGES_PER_TURN):
                 message = self._channel.receive()
@@ -221,6 +224,9 @@ class Session:
             self.error = error
             self.device.log(f"front end: {error}; connection closed")
             self.close()
+        finally:
+            self._pumping = False
+            self._tell_all()
 
     def _handle(self, message: Message) -> bool:
         """Do what a message asks for; return whether it was answered."""
@@ -254,6 +260,7 @@ class Session:
             answer = U64(outcome)
         if answer is None or self.closed:
             return False
+        self._tell_all()
         self._channel.send(request, answer, REPLY)
         return True
 
@@ -540,10 +547,19 @@ class Session:
             self._tell(BackendRequest.CONFIG_CHANGE_MSG, None)
 
     def _tell(self, request: BackendRequest, payload: Payload | None) -> None:
-        assert self._backend_channel is not None
-        # A front end that leaves its socket full has interrupts pending; it loses this one and no other.
-        with contextlib.suppress(Gone):
-            self._backend_channel.send(request, payload)
+        self._untold += encode(request, payload)
+        if not self._pumping:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Send what came up while a message was handled, in one piece: each piece is a signal to User-Mode Linux."""
+        if not self._untold:
+            return
+        untold, self._untold = self._untold, b""
+        # A front end that leaves its socket full has interrupts pending; it loses these and no others.
+        if self._backend_channel is not None:
+            with contextlib.suppress(Gone):
+                self._backend_channel.send_frame(untold)
 
     def _set_backend_req_fd(self, _payload: Payload, message: Message) -> None:
         fd = message.take_fd()

@@ -34,8 +34,8 @@ _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.01
 """A silent device costs some milliseconds then."""
 _SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
-_SYSRQ_LOG_LEVEL: Final = "2"
-"""What only changes what is shown; the next one up has a crash among what it shows."""
+_SYSRQ_DUMPS: Final = "8"
+"""What only shows something."""
 
 
 class _Quiet(Report):
@@ -140,8 +140,8 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
     set_patience(_PATIENCE)
     waits = _Waits(terminal)
     kernel.SECRET.wanted = False
-    # A host that types on a console may ask for a crash, and would get it: nothing to be found out here.
-    kernel.write(_SYSRQ, _SYSRQ_LOG_LEVEL)
+    # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
+    kernel.write(_SYSRQ, _SYSRQ_DUMPS)
     report = _Quiet(terminal)
     device = _Device(platform)
     steps: dict[str, Callable[[], None]] = {
