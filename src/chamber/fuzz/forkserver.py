@@ -1,8 +1,10 @@
 """Speaks the fork-server protocol of AFL++, so that its search drives executions that no fork is needed for.
 
 The protocol is that of ``src/afl-forkserver.c`` of AFL++ 4.04: over descriptor 199 four bytes say that the server is
-there; for each four bytes that come over 198 it executes what standard input holds, and answers with a process id and a
-wait status. Coverage goes into a System V shared memory segment named in ``__AFL_SHM_ID``.
+there, and that it takes inputs from memory, which is answered over 198; for each four bytes that come over 198 from then
+on it executes an input, and answers with a process id and a wait status. Coverage goes into a System V shared memory
+segment named in ``__AFL_SHM_ID``, inputs come in one named in ``__AFL_SHM_FUZZ_ID``: their length in four bytes, then
+they.
 """
 
 from __future__ import annotations
@@ -27,23 +29,31 @@ __all__ = ("serve",)
 _CONTROL: Final = 198
 _STATUS: Final = 199
 _WORD: Final = struct.Struct("=I")
+_ENABLED, _INPUT_IN_MEMORY = 0x8000_0001, 0x0100_0000
+"""FS_OPT_ENABLED and FS_OPT_SHDMEM_FUZZ: with a file, each input would be four system calls more, of a disk's."""
 _MAX_INPUT: Final = HEADER.size + LIMIT * RECORD.size
 _CRASHED: Final = signal.SIGABRT
 """A wait status: ended by this signal."""
 
 
-class _SharedMap:
-    """The coverage map that AFL++ reads."""
+class _Shared:
+    """Memory that is shared with AFL++.
 
-    def __init__(self, ident: int) -> None:
+    Args:
+        variable: what in the environment names it.
+        size: its bytes.
+
+    """
+
+    def __init__(self, variable: str, size: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.shmat.restype = ctypes.c_void_p
         self._libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
         self._libc.shmdt.argtypes = [ctypes.c_void_p]
-        self._address = self._libc.shmat(ident, None, 0)
+        self._address = self._libc.shmat(int(os.environ[variable]), None, 0)
         if self._address in {None, ctypes.c_void_p(-1).value}:
-            raise OSError(ctypes.get_errno(), "the coverage map of afl-fuzz can't be attached")
-        self.view = memoryview((ctypes.c_ubyte * EDGES).from_address(self._address)).cast("B")
+            raise OSError(ctypes.get_errno(), f"afl-fuzz's {variable} can't be attached")
+        self.view = memoryview((ctypes.c_ubyte * size).from_address(self._address)).cast("B")
 
     def close(self) -> None:
         self.view.release()
@@ -61,11 +71,14 @@ def serve(executor: Executor, seen: Callable[[bytes, Execution], bool]) -> None:
         TargetError: the target can't be had any more.
 
     """
-    shared = _SharedMap(int(os.environ["__AFL_SHM_ID"]))
+    shared = _Shared("__AFL_SHM_ID", EDGES)
+    given = _Shared("__AFL_SHM_FUZZ_ID", _WORD.size + _MAX_INPUT)
     try:
-        os.write(_STATUS, _WORD.pack(0))
+        os.write(_STATUS, _WORD.pack(_ENABLED | _INPUT_IN_MEMORY))
+        os.read(_CONTROL, _WORD.size)
         while len(os.read(_CONTROL, _WORD.size)) == _WORD.size:
-            data = os.pread(0, _MAX_INPUT, 0)
+            length, = _WORD.unpack_from(given.view)
+            data = bytes(given.view[_WORD.size:_WORD.size + length])
             os.write(_STATUS, _WORD.pack(executor.pid))
             execution = executor.run(Program.parse(data))
             crashed = seen(data, execution)
@@ -78,3 +91,4 @@ def serve(executor: Executor, seen: Callable[[bytes, Execution], bool]) -> None:
     finally:
         with contextlib.suppress(BufferError):
             shared.close()
+            given.close()

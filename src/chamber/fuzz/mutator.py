@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import random
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ _WEIGHTS: Final = {
 _PCI_WEIGHTS: Final = {Point.CONFIG_SPACE: 12, Point.REGISTER: 16, Point.WRITE_LOST: 2, Point.VECTOR: 3}
 """The same where a function tells lies too."""
 _TURNS: Final = 64
+_AHEAD: Final = 16
 _COSTLY: Final = frozenset({Point.FEATURES, Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, Point.DESCRIPTOR,
                             Point.WITHHELD, Point.SILENCE, Point.CONFIG_SPACE, Point.REGISTER, Point.WRITE_LOST,
                             Point.VECTOR})
@@ -237,13 +239,36 @@ def init(seed: int) -> None:
         _COSTS[:] = [Costs(Path(os.environ[COSTS]))]
 
 
+class _Varied:
+    """Varied inputs, made some at a time: what else runs between two of them would have this code fetched anew."""
+
+    def __init__(self) -> None:
+        self.turns = 1
+        self._of = b""
+        self._others: deque[Program] = deque(maxlen=_AHEAD)
+        self._made: list[bytearray] = []
+
+    def next(self, data: bytes, other: bytes, max_size: int) -> bytearray:
+        self._others.append(Program.parse(other))
+        if data != self._of or not self._made:
+            self._of = data
+            self._made = [self._vary(Program.parse(data), max_size) for _ in range(min(self.turns, _AHEAD))]
+        return self._made.pop()
+
+    def _vary(self, program: Program, max_size: int) -> bytearray:
+        program = mutate(program, _DICE.choice(self._others), _DICE, _PHASES.next(_DICE))
+        for known in _KNOWN:
+            program = _without(program, known, _DICE)
+        room = (max_size - HEADER.size) // RECORD.size
+        return bytearray(replace(program, lies=program.lies[:room]).build())
+
+
+_VARIED: Final = _Varied()
+
+
 def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
     """Return a varied input."""
-    program = mutate(Program.parse(bytes(data)), Program.parse(bytes(other or b"")), _DICE, _PHASES.next(_DICE))
-    for known in _KNOWN:
-        program = _without(program, known, _DICE)
-    room = (max_size - HEADER.size) // RECORD.size
-    return bytearray(replace(program, lies=program.lies[:room]).build())
+    return _VARIED.next(bytes(data), bytes(other or b""), max_size)
 
 
 def _without(program: Program, known: Avoidance, dice: random.Random) -> Program:
@@ -259,7 +284,8 @@ def _without(program: Program, known: Avoidance, dice: random.Random) -> Program
 def fuzz_count(data: bytearray) -> int:
     """Return how often to vary an input before it is another's turn; AFL++ would dwell on each for a thousand times."""
     use = Program.parse(bytes(data)).use
-    return round(_TURNS * _COSTS[0].share(use)) if _COSTS else _TURNS
+    _VARIED.turns = round(_TURNS * _COSTS[0].share(use)) if _COSTS else _TURNS
+    return _VARIED.turns
 
 
 class _Trim:
