@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -10,13 +11,10 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-import pytest
-
 from chamber.lab.kernel.coverage import EDGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _SERVER = """
     from chamber.fuzz import forkserver
@@ -33,8 +31,8 @@ _SERVER = """
 _REMOVE = 0
 
 
-@pytest.fixture
-def segment() -> Iterator[tuple[int, memoryview]]:
+@contextlib.contextmanager
+def _segment() -> Iterator[tuple[int, memoryview]]:
     """A shared memory segment, as afl-fuzz makes it."""
     libc = ctypes.CDLL(None)
     libc.shmat.restype = ctypes.c_void_p
@@ -45,10 +43,12 @@ def segment() -> Iterator[tuple[int, memoryview]]:
     libc.shmdt(ctypes.c_void_p(address))
 
 
-def test_inputs_go_in_and_status_and_coverage_come_out(tmp_path: Path, segment: tuple[int, memoryview]) -> None:
-    ident, edges = segment
-    data = tmp_path / "input"
-    data.write_bytes(b"")
+def test_inputs_go_in_and_status_and_coverage_come_out() -> None:
+    with _segment() as (ident, edges), _segment() as (given_ident, given):
+        _exchange({"__AFL_SHM_ID": str(ident), "__AFL_SHM_FUZZ_ID": str(given_ident)}, edges, given)
+
+
+def _exchange(names: dict[str, str], edges: memoryview, given: memoryview) -> None:
     control_out, control_in = os.pipe()
     status_out, status_in = os.pipe()
 
@@ -56,14 +56,17 @@ def test_inputs_go_in_and_status_and_coverage_come_out(tmp_path: Path, segment: 
         os.dup2(control_out, 198)
         os.dup2(status_in, 199)
 
-    with data.open("rb") as stream, subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_SERVER % EDGES)], stdin=stream, preexec_fn=prepare,  # noqa: PLW1509
-            close_fds=False, env={**os.environ, "__AFL_SHM_ID": str(ident)}) as server:
+    with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(_SERVER % EDGES)], preexec_fn=prepare,  # noqa: PLW1509
+            close_fds=False, env={**os.environ, **names}) as server:
         os.close(control_out)
         os.close(status_in)
-        assert os.read(status_out, 4) == bytes(4)
-        for use, status in ((5, 0), (6, 6), (7, 0)):
-            data.write_bytes(bytes((0, use, 0, 0)))
+        # FS_OPT_ENABLED and FS_OPT_SHDMEM_FUZZ.
+        assert struct.unpack("=I", os.read(status_out, 4)) == (0x8100_0001,)
+        os.write(control_in, struct.pack("=I", 0x8100_0001))
+        # A length beyond what is ever read, as whoever writes it may change its mind, is cut off.
+        for use, length, status in ((5, 4, 0), (6, 4, 6), (7, 0xFFFFFFFF, 0)):
+            given[:8] = struct.pack("=IBBBB", length, 0, use, 0, 0)
             os.write(control_in, bytes(4))
             assert struct.unpack("=I", os.read(status_out, 4)) == (4321,)
             assert struct.unpack("=I", os.read(status_out, 4)) == (status,)

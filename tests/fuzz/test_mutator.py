@@ -58,6 +58,6 @@ def test_what_is_read_at_plugging_in_is_lied_about_there_alone() -> None:
 def test_a_function_lies_where_there_is_one(pci: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if pci:
         monkeypatch.setenv(mutator.PCI, "1")
-    points = {lie.point for program in _fuzzed(20_000) for lie in program.lies}
+    points = {lie.point for program in _fuzzed(40_000) for lie in program.lies}
     assert points >= set(Point) - OVER_PCI
     assert points & OVER_PCI == (OVER_PCI if pci else set())

@@ -66,7 +66,7 @@ def test_progress_adds_up_over_searches(tmp_path: Path) -> None:
     for turn in (1, 2):
         progress = Progress(tmp_path, "job1")
         progress.executions += 10
-        progress.covered(memoryview(bytes((0, 1, 0, 200))))
+        progress.taken(int.from_bytes(bytes((0, 1, 0, 200)), "little"))
         progress.reached([("virtio_net", ".text", turn)])
         progress.close()
     counts = read_counts(tmp_path / "job1.counts")

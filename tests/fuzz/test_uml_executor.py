@@ -51,6 +51,10 @@ def test_honest_inputs_do_no_harm_and_cover_the_driver(kernel: BuiltKernel, devi
                     execution = executor.run(Program(start, use))
                     assert not execution.evidence, (turn, start, name, execution.evidence)
                     assert execution.use == name
+                    # What goes wrong in what a guest does goes wrong in the guest alone, and shows nothing.
+                    said = [line for line in execution.transcript if " guest: " in line]
+                    assert said
+                    assert said[0].endswith("done"), (turn, start, said)
                     if start is Start.PROBE:
                         assert sum(map(bool, executor.edges)) > 100, (start, name)
         assert executor.boots == 1

@@ -34,6 +34,7 @@ from chamber.wire.vhost_user import (
     SingleRegion,
     VringAddress,
     VringState,
+    encode,
 )
 from chamber.wire.virtio import DeviceType, Feature, bit
 from tests.link.frontend import DATA, MEMORY, PROTOCOL, USER, Frontend, Served
@@ -79,6 +80,30 @@ def test_a_sector_is_read_with_either_way_to_notify(path: Path, *, inband: bool)
                 front.sync()
                 assert os.eventfd_read(front.call) == 1
             assert_read(front)
+
+
+def test_what_one_message_brings_about_is_told_in_one_piece_before_its_answer(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make_device(DeviceType.BLOCK)
+
+    def notify(index: int, _data: int | None = None) -> bool:
+        for _ in range(3):
+            device.queues[index].interrupt()
+        return False
+
+    monkeypatch.setattr(device, "notify", notify)
+    with Served(device, path), Frontend(path) as front:
+        front.setup(INBAND)
+        # Of such sockets a receiver gets what was sent at once.
+        calls, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with calls, theirs:
+            front.send(R.SET_BACKEND_REQ_FD, fds=(theirs.fileno(),))
+            assert front.acked(R.VRING_KICK, VringState(0, 0)) == 0
+            calls.setblocking(False)
+            piece = calls.recv(1000)
+            assert piece == 3 * encode(BackendRequest.VRING_CALL, VringState(0, 0))
+            with pytest.raises(BlockingIOError):
+                calls.recv(1000)
 
 
 def test_a_kick_from_before_the_ring_ran_is_not_lost(path: Path) -> None:

@@ -1,10 +1,9 @@
 """Speaks the fork-server protocol of AFL++, so that its search drives executions that no fork is needed for.
 
 The protocol is that of ``src/afl-forkserver.c`` of AFL++ 4.04: over descriptor 199 four bytes say that the server is
-there, and that it takes inputs from memory, which is answered over 198; for each four bytes that come over 198 from then
-on it executes an input, and answers with a process id and a wait status. Coverage goes into a System V shared memory
-segment named in ``__AFL_SHM_ID``, inputs come in one named in ``__AFL_SHM_FUZZ_ID``: their length in four bytes, then
-they.
+there, and that it takes inputs from memory, which is answered over 198; for each four bytes that come over 198 then, it
+executes an input, and answers with a process id and a wait status. Coverage goes into a System V shared memory segment
+named in ``__AFL_SHM_ID``; inputs come in one named in ``__AFL_SHM_FUZZ_ID``, behind their length in four bytes.
 """
 
 from __future__ import annotations

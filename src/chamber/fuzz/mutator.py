@@ -233,6 +233,7 @@ _PHASES: Final = _Phases()
 def init(seed: int) -> None:
     """Begin."""
     _DICE.seed(seed)
+    _VARIED.begin()
     if FINDINGS in os.environ:
         _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]), Path(os.environ[REPORTS]))]
     if COSTS in os.environ:
@@ -240,15 +241,25 @@ def init(seed: int) -> None:
 
 
 class _Varied:
-    """Varied inputs, made some at a time: what else runs between two of them would have this code fetched anew."""
+    """Varied inputs, made some at a time: what else runs between two of them would have this code fetched anew.
+
+    Attributes:
+        turns: how many are wanted of the input that comes next.
+
+    """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was made."""
         self.turns = 1
         self._of = b""
         self._others: deque[Program] = deque(maxlen=_AHEAD)
         self._made: list[bytearray] = []
 
     def next(self, data: bytes, other: bytes, max_size: int) -> bytearray:
+        """Return a varied input; `other` is one to take lies from, now or for one of the next."""
         self._others.append(Program.parse(other))
         if data != self._of or not self._made:
             self._of = data

@@ -10,47 +10,14 @@ import time
 import tty
 from pathlib import Path
 
-from chamber.lab.agent import (
-    balloon,
-    blk,
-    common,
-    console,
-    crypto,
-    fs,
-    input,  # noqa: A004 - the device's name
-    kernel,
-    net,
-    p9,
-    pmem,
-    program,
-    rng,
-    scsi,
-    snd,
-    vsock,
-    worker,
-)
+from chamber.lab.agent import common, kernel, worker
+from chamber.lab.agent.by_device import MOUNTED, stimuli_of, uses_of
 from chamber.lab.agent.patience import set_patience
 from chamber.lab.agent.report import Report
-from chamber.lab.agent.sessions import MOUNTED, uses_of
 
 _TERMINAL = "/dev/tty1"
 _SCAN_SECONDS = 0.3
 _HELLO_SECONDS = 0.02
-_STIMULI = {
-    "9p": p9.STIMULI,
-    "balloon": balloon.STIMULI,
-    "blk": blk.STIMULI,
-    "console": console.STIMULI,
-    "crypto": crypto.STIMULI,
-    "fs": fs.STIMULI,
-    "input": input.STIMULI,
-    "net": net.STIMULI,
-    "pmem": pmem.STIMULI,
-    "rng": rng.STIMULI,
-    "scsi": scsi.STIMULI,
-    "snd": snd.STIMULI,
-    "vsock": vsock.STIMULI,
-}
 _GENERIC_FRAMES = 24
 _PRINTK = "7 4 1 7"
 """From here on the console shows all but debugging: registers of a fault are printed as information."""
@@ -87,7 +54,7 @@ def _stimulate(report: Report, request: dict[str, object]) -> None:
         stimuli = []  # the guest refused the device: there is nothing to use
     for name in stimuli if isinstance(stimuli, list) else []:
         report.stimulus = name
-        call = _STIMULI[kind].get(name) or common.STIMULI[name]
+        call = stimuli_of(kind).get(name) or common.STIMULI[name]
         # Whatever a stimulus needs may be missing because the device was refused; that is a refusal too.
         with report.step("run"):
             call(kernel.virtio_name(platform), report)
@@ -167,6 +134,8 @@ def _disconnect(request: dict[str, object]) -> dict[str, object]:
 
 def _execute(request: dict[str, object]) -> dict[str, object]:
     """Run a program."""
+    from chamber.lab.agent import program  # noqa: PLC0415 - much to load, and guests of a search run no programs
+
     arguments = request["arguments"]
     return program.run(arguments if isinstance(arguments, list) else [], float(str(request["seconds"])))
 
@@ -179,7 +148,7 @@ def _work(request: dict[str, object]) -> dict[str, object]:
         try:
             kernel.SECRET.marker = bytes.fromhex(str(request["marker"]))
             kernel.plant()
-            worker.serve(str(request["platform"]), uses_of(kind, _STIMULI.get(kind, {})),
+            worker.serve(str(request["platform"]), uses_of(kind),
                          ends_waits=kind not in MOUNTED)
         finally:
             os._exit(1)

@@ -43,7 +43,7 @@ class LimitedSocket(socket.socket):
                 raise OSError(ctypes.get_errno(), "a time-out is not taken")
         return self
 
-    def connect(self, address: Any, /) -> None:
+    def connect(self, address: tuple[Any, ...] | str | Buffer, /) -> None:
         """Connect."""
         try:
             super().connect(address)
@@ -53,10 +53,10 @@ class LimitedSocket(socket.socket):
     def accept(self) -> tuple[LimitedSocket, Any]:
         """Accept a connection, which has no limit yet."""
         try:
-            fd, address = self._accept()
+            accepted, address = super().accept()
         except BlockingIOError:
             raise _time_is_up() from None
-        return LimitedSocket(self.family, self.type, self.proto, fileno=fd), address
+        return LimitedSocket(self.family, self.type, self.proto, fileno=accepted.detach()), address
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Receive."""

@@ -82,7 +82,7 @@ class CoverageMap:
         self._map[_HEADER + EDGES:_EVER] = bytes(8 * _PLACES)
 
     def ever(self) -> bytes:
-        """Return which edges were taken since the guest began, whatever was forgotten: a byte of 1 for each that was."""
+        """Return which edges were taken since the guest began, whatever was forgotten: a byte of 1 for each."""
         return self._map[_EVER:]
 
     def places(self) -> set[int]:

@@ -29,10 +29,12 @@ _LIBRARY: Final = re.compile(r"(/\S+)(?: \(0x|$)")
 _ASK: Final = """
 import json, sys
 sys.path[:0] = sys.argv[1].split(":")
-import importlib
+import importlib, pkgutil
 for name in sys.argv[2:]:
     importlib.import_module(name)
-import chamber.lab.agent.__main__, select, traceback
+import chamber.lab.agent, select, traceback
+for module in pkgutil.walk_packages(chamber.lab.agent.__path__, "chamber.lab.agent."):
+    importlib.import_module(module.name)
 import encodings.ascii, encodings.utf_8, encodings.latin_1, encodings.idna
 print(json.dumps([[m.__file__, getattr(m, "__cached__", None)] for m in list(sys.modules.values())
                   if getattr(m, "__file__", None)]))
