@@ -51,8 +51,8 @@ def test_honest_inputs_do_no_harm_and_cover_the_driver(kernel: BuiltKernel, devi
                     execution = executor.run(Program(start, use))
                     assert not execution.evidence, (turn, start, name, execution.evidence)
                     assert execution.use == name
-                    # What goes wrong in what a guest does is refused by its kernel, for all that a search knows. The host
-                    # may end a wait that is over already, on a busy machine.
+                    # What goes wrong in what a guest does is refused by its kernel, for all that a search knows.
+                    # The host may end a wait that is over already, on a busy machine.
                     said = [line for line in execution.transcript if line.split(maxsplit=1)[1].startswith("guest: ")]
                     assert said
                     assert said[0].endswith(("done", "the host has nothing more to say")), (turn, start, said)

@@ -61,6 +61,9 @@ _LASTING: Final = frozenset({Point.USED_ID, Point.USED_AGAIN, Point.USED_AHEAD, 
 """Lies that a driver may not get over even though it works still."""
 _POOL_IS_FULL: Final = "swiotlb buffer is full"
 """Drivers that leave buffers mapped when they are removed use the bounce pool up, and nothing works after that."""
+_SYSRQ: Final = "sysctl.kernel.sysrq"
+_SYSRQ_LOG_LEVEL, _SYSRQ_DUMPS = 2, 8
+"""What such keys may do: change what is shown, or show something (SYSRQ_ENABLE_LOG, SYSRQ_ENABLE_DUMP)."""
 _QUEUE_SIZE: Final = 32
 """Descriptors of a queue. Drivers fill those that they receive through, which is most of a probe's work."""
 
@@ -171,8 +174,11 @@ class UmlExecutor:
     def _ready(self) -> UmlWorker:
         if self._worker is None:
             self._liar = None
+            # A host that types on a console may ask for a crash, and gets it: nothing to be found out here. What allows
+            # a crash allows what who confirms asks for (`UmlGuest.where`).
             words = (*self._kernel.options, f"chamber.queue_size={_QUEUE_SIZE}", "scsi_mod.scan=sync",
-                     *(("chamber.stacks=0",) if self.hurried else ()),
+                     *(("chamber.stacks=0", f"{_SYSRQ}={_SYSRQ_LOG_LEVEL}") if self.hurried
+                       else (f"{_SYSRQ}={_SYSRQ_DUMPS}",)),
                      *(("swiotlb=force",) if self._pci else ()))
             self._worker = UmlWorker(self._kernel, self._loop, self._type, self._provide, options=words,
                                      folder=self._folder, pci=self._pci)

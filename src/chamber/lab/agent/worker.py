@@ -12,7 +12,6 @@ import os
 import signal
 import termios
 import tty
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.lab.agent import kernel
@@ -33,9 +32,6 @@ FIRST_LETTER: Final = ord("a")
 _TERMINAL: Final = "/dev/tty2"
 _PATIENCE: Final = 0.01
 """A silent device costs some milliseconds then."""
-_SYSRQ: Final = Path("/proc/sys/kernel/sysrq")
-_SYSRQ_DUMPS: Final = "8"
-"""What only shows something."""
 
 
 class _Quiet(Report):
@@ -140,8 +136,6 @@ def serve(platform: str, uses: dict[str, Callable[[str, Report], None]], *, ends
     set_patience(_PATIENCE)
     waits = _Waits(terminal)
     kernel.SECRET.wanted = False
-    # A host that types on a console may ask for a crash, and gets it: nothing to be found out here.
-    kernel.write(_SYSRQ, _SYSRQ_DUMPS)
     report = _Quiet(terminal)
     device = _Device(platform)
     steps: dict[str, Callable[[], None]] = {
