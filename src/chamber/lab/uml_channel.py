@@ -8,7 +8,7 @@ import os
 import pty
 import socket
 import tty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from chamber.lab.agent.worker import INTERRUPT
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from chamber.link.eventloop import EventLoop
 
 __all__ = ("UmlChannel",)
+
+_MOST_READ: Final = 4096
+"""At once: lines are short, and room for more would be made and given back for each."""
 
 
 class UmlChannel:
@@ -74,7 +77,7 @@ class UmlChannel:
 
     def _read(self) -> None:
         try:
-            data = os.read(self._fd, 65536)
+            data = os.read(self._fd, _MOST_READ)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:

@@ -18,6 +18,7 @@ _PLACES: Final = 1 << 16
 _HEADER: Final = 4096
 _EVER: Final = _HEADER + EDGES + 8 * _PLACES
 _BYTES: Final = _EVER + EDGES
+_NO_EDGES: Final = bytes(EDGES)
 _MAGIC: Final = 0x564F43424D484301
 _WORD_MAGIC, _WORD_ON, _WORD_LOST = 0, 1, 2
 
@@ -75,7 +76,7 @@ class CoverageMap:
 
     def clear_edges(self) -> None:
         """Forget the counts of edges; places stay."""
-        self.edges[:] = bytes(EDGES)
+        self.edges[:] = _NO_EDGES
 
     def clear_places(self) -> None:
         """Forget the places."""
