@@ -46,6 +46,15 @@ def test_a_call_ends_when_its_time_is_up(name: str) -> None:
         assert time.monotonic() - begin > SECONDS / 2
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_one_that_waits_for_nothing_says_so(name: str) -> None:
+    with _listening() as listener, LimitedSocket(socket.AF_INET, socket.SOCK_STREAM).limit(SECONDS) as sock:
+        sock.connect(listener.getsockname())
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            CALLS[name](sock)
+
+
 def test_nobody_calls_and_somebody_does() -> None:
     with _listening() as listener:
         with pytest.raises(TimeoutError):

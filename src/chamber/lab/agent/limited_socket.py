@@ -20,10 +20,6 @@ _VSOCK_CONNECT_TIMEOUT: Final = 6
 """SO_VM_SOCKETS_CONNECT_TIMEOUT, of the level AF_VSOCK."""
 
 
-def _time_is_up() -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, "timed out")
-
-
 class LimitedSocket(socket.socket):
     """As a socket with a time-out, by whose calls `TimeoutError` is raised.
 
@@ -47,34 +43,38 @@ class LimitedSocket(socket.socket):
         """Connect."""
         try:
             super().connect(address)
-        except BlockingIOError:
-            raise _time_is_up() from None
+        except BlockingIOError as error:
+            raise self._over(error) from None
 
     def accept(self) -> tuple[LimitedSocket, Any]:
         """Accept a connection, which has no limit yet."""
         try:
             accepted, address = super().accept()
-        except BlockingIOError:
-            raise _time_is_up() from None
+        except BlockingIOError as error:
+            raise self._over(error) from None
         return LimitedSocket(self.family, self.type, self.proto, fileno=accepted.detach()), address
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Receive."""
         try:
             return super().recv(size, flags)
-        except BlockingIOError:
-            raise _time_is_up() from None
+        except BlockingIOError as error:
+            raise self._over(error) from None
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
         """Send what there is room for."""
         try:
             return super().send(data, flags)
-        except BlockingIOError:
-            raise _time_is_up() from None
+        except BlockingIOError as error:
+            raise self._over(error) from None
 
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
         """Send all of it."""
         try:
             super().sendall(data, flags)
-        except BlockingIOError:
-            raise _time_is_up() from None
+        except BlockingIOError as error:
+            raise self._over(error) from None
+
+    def _over(self, error: BlockingIOError) -> OSError:
+        """What a call raises whose time is up, or which was to wait for nothing."""
+        return TimeoutError(errno.ETIMEDOUT, "timed out") if self.getblocking() else error
