@@ -65,7 +65,7 @@ def wait_for_port(virtio: str, wanted: str) -> str:
 
 
 def read_exactly(fd: int, size: int) -> bytes:
-    """Read `size` bytes, or raise `Silence`."""
+    """Read `size` bytes from what does not block, or raise `Silence`."""
     got = b""
     with contextlib.suppress(BlockingIOError):  # they are there mostly, and to look at a clock takes as long
         got = os.read(fd, size)
