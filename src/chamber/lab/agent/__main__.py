@@ -148,8 +148,7 @@ def _work(request: dict[str, object]) -> dict[str, object]:
         try:
             kernel.SECRET.marker = bytes.fromhex(str(request["marker"]))
             kernel.plant()
-            worker.serve(str(request["platform"]), uses_of(kind),
-                         ends_waits=kind not in MOUNTED)
+            worker.serve(str(request["platform"]), uses_of(kind), ends_waits=kind not in MOUNTED)
         finally:
             os._exit(1)
     return {"pid": child}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import random
@@ -67,16 +66,16 @@ def wait_for_port(virtio: str, wanted: str) -> str:
 def read_exactly(fd: int, size: int) -> bytes:
     """Read `size` bytes from what does not block, or raise `Silence`."""
     got = b""
-    with contextlib.suppress(BlockingIOError):  # they are there mostly, and to look at a clock takes as long
-        got = os.read(fd, size)
-        if not got:
-            raise OSError(5, "the port was closed by the host")
-    deadline = time.monotonic() + patient(_TIMEOUT) if len(got) < size else 0.0
+    deadline = 0.0
     while len(got) < size:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
-            raise Silence(f"{len(got)} of {size} bytes came back")
-        part = os.read(fd, size - len(got))
+        try:
+            part = os.read(fd, size - len(got))
+        except BlockingIOError:  # they are there mostly, and to look at a clock takes as long
+            now = time.monotonic()
+            deadline = deadline or now + patient(_TIMEOUT)
+            if now >= deadline or not select.select([fd], [], [], deadline - now)[0]:
+                raise Silence(f"{len(got)} of {size} bytes came back") from None
+            continue
         if not part:
             raise OSError(5, "the port was closed by the host")
         got += part
