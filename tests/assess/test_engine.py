@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chamber.assess.engine import run_plan
+from chamber.assess.engine import Enough, run_plan
 from chamber.assess.plan import baseline_of, make_plan
 from chamber.assess.verdict import Verdict
 from chamber.assess.workers import run_in_workers
@@ -19,6 +19,7 @@ from .fakes import (
     ATTACKS,
     BEHAVIOUR,
     BROKEN,
+    BROKEN_TOO,
     DENIED,
     HELD,
     IDLE,
@@ -161,3 +162,16 @@ def test_a_worker_that_takes_too_long_is_ended() -> None:
 def _for_ever(_scenario: Scenario) -> None:
     while True:
         pass
+
+
+def test_a_run_ends_when_its_caller_has_enough() -> None:
+    def enough(result: Result | None) -> None:
+        if result is not None and result.attack is BROKEN_TOO:
+            raise Enough
+
+    for target in (FakeTarget(), ReversedTarget()):
+        outcome = run_plan(make_plan(target, ATTACKS), on_done=enough)
+        assert not outcome.interrupted
+        names = [result.attack.name for result in outcome.results]
+        assert "blk-broken-too" in names
+        assert len(names) < len(make_plan(target, ATTACKS).scenarios)

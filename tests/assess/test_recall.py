@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chamber.assess import recall
-from chamber.assess.recall import measure_recall
+from chamber.assess.recall import Search, measure_recall
 from chamber.assess.truth import read_truth
 from chamber.attacks.catalogue import catalogue
 from chamber.cli.main import run
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from chamber.lab.kernel.edits import Edit
 
 ATTACK, OTHER = "blk-used-id-size", "blk-used-id-repeated"
+_FIRST = Search()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel that was not built."""
+
+    binary: Path
 
 
 class Kernels:
@@ -36,17 +44,17 @@ class Kernels:
         self.removed: list[str] = []
         self.attacked: list[str] = []
         self.smp: list[bool] = []
+        self.targets: list[FakeTarget] = []
         self.later: dict[str, dict[str, Observation]] = {}
 
-    def build(self, _source: object, options: KernelOptions, edits: Sequence[Edit] = (), **_more: object) -> Kernels:
+    def build(self, _source: object, options: KernelOptions, edits: Sequence[Edit] = (), **_more: object) -> Built:
         name = "vulnerable" if edits else "fixed"
         self.built.append(name)
         self.smp.append(options.smp)
         behaviour = self.behaviours[name]
         if isinstance(behaviour, TargetError):
             raise behaviour
-        self.binary = Path(name)
-        return self
+        return Built(Path(name))
 
     def target(self, binary: Path) -> FakeTarget:
         behaviour = self.behaviours[binary.name]
@@ -54,7 +62,8 @@ class Kernels:
             behaviour = self.later.get(binary.name, behaviour)
         self.attacked.append(binary.name)
         assert isinstance(behaviour, dict)
-        return FakeTarget("uml", behaviour)
+        self.targets.append(FakeTarget("uml", behaviour))
+        return self.targets[-1]
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recall, "find_source", lambda name: name)
@@ -63,12 +72,13 @@ class Kernels:
         monkeypatch.setattr(recall, "UmlTarget", self.target)
 
 
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels, text: str = ROW) -> recall.Recall:
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels, text: str = ROW,
+             search: Search = _FIRST) -> recall.Recall:
     kernels.install(monkeypatch)
     path = tmp_path / "truth.toml"
     path.write_text(text, encoding="utf-8")
     specs = [spec for spec in catalogue() if spec.name in {ATTACK, OTHER}]
-    return measure_recall(read_truth(path), KernelOptions(), specs, jobs=1, tell=lambda _line: None,
+    return measure_recall(read_truth(path), KernelOptions(), specs, search, tell=lambda _line: None,
                           on_row=lambda _row: None)
 
 
@@ -103,6 +113,56 @@ def test_a_find_that_does_not_show_again_is_none(tmp_path: Path, monkeypatch: py
     assert not row.found
     assert row.reason == "1 of 2 attacks showed something, and none of them the same again"
     assert kernels.removed == ["vulnerable"]
+
+
+def attacks_on_vulnerable(kernels: Kernels) -> list[list[str]]:
+    return [[scenario.attack.name for scenario in target.ran if scenario.attack is not None]
+            for target, name in zip(kernels.targets, kernels.attacked, strict=True) if name == "vulnerable"]
+
+
+def test_a_bug_is_looked_for_until_it_shows_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: BROKEN})
+    (row,) = measured(tmp_path, monkeypatch, kernels).rows
+    first, again = attacks_on_vulnerable(kernels)
+    assert len(first) == 1
+    assert tuple(first) == tuple(again) == row.attacks
+
+
+def test_what_does_not_show_twice_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
+    kernels.later = {"vulnerable": {ATTACK: SERVED, OTHER: BROKEN}}
+    (row,) = measured(tmp_path, monkeypatch, kernels, search=Search(first={"one": (ATTACK,)})).rows
+    assert attacks_on_vulnerable(kernels) == [[ATTACK], [ATTACK], [OTHER], [OTHER]]
+    assert row.attacks == (OTHER,)
+
+
+def test_all_attacks_are_run_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: BROKEN})
+    (row,) = measured(tmp_path, monkeypatch, kernels, search=Search(every=True)).rows
+    assert set(row.attacks) == {ATTACK, OTHER}
+
+
+def test_what_showed_a_bug_earlier_is_tried_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = tmp_path / "truth.toml", tmp_path / "recall.json"
+    path.write_text(ROW, encoding="utf-8")
+    command = ("bench", "recall", "--truth", str(path), "--attack", ATTACK, "--attack", OTHER)
+    for behaviour, name in (({ATTACK: BROKEN, OTHER: SERVED}, ATTACK), ({ATTACK: SERVED, OTHER: BROKEN}, OTHER)):
+        Kernels({ATTACK: SERVED, OTHER: SERVED}, behaviour).install(monkeypatch)
+        assert run((*command, "--json", str(out))) == 0
+        kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: BROKEN})
+        kernels.install(monkeypatch)
+        assert run((*command, "--earlier", str(out))) == 0
+        assert attacks_on_vulnerable(kernels)[0] == [name]
+
+
+def test_a_file_that_is_no_earlier_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    for text in ("", "[]", "{}", '{"rows": [7]}', "\0"):
+        path.write_text(text, encoding="utf-8")
+        assert run(("bench", "recall", "--earlier", str(path))) == 2
+        error = capsys.readouterr().err
+        assert "is not what --json writes" in error
+        assert len(error.splitlines()) == 1
 
 
 def test_a_row_may_ask_for_two_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

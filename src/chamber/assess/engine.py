@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from chamber.assess.result import Baseline, Result
     from chamber.lab.observation import Scenario, Target
 
-__all__ = ("Outcome", "RunsAll", "run_plan")
+__all__ = ("Enough", "Outcome", "RunsAll", "run_plan")
+
+
+class Enough(Exception):
+    """Raised by `on_done`: what it was told is all that was wanted."""
 
 
 @runtime_checkable
@@ -93,14 +97,14 @@ def run_plan(plan: Plan, *, jobs: int = 1, make_target: Callable[[], Target] | N
              on_done: Callable[[Result | None], None] = _nothing) -> Outcome:
     """Run every scenario of a plan, each baseline once, and judge them.
 
-    Ctrl-C ends the run; what was done so far is returned.
+    Ctrl-C ends the run, and so does `Enough`; what was done so far is returned.
 
     Args:
         plan: what to run.
         jobs: scenarios to run at once, if the target or `make_target` allows it.
         make_target: builds the plan's target anew in a worker process, where it is found by name; without it, a target
             that has no `run_all` is run on in this process.
-        on_done: called after each scenario, with its result, or None for a baseline.
+        on_done: called after each scenario, with its result, or None for a baseline. May raise `Enough`.
 
     """
     scenarios = [*plan.baselines, *plan.scenarios]
@@ -119,6 +123,8 @@ def run_plan(plan: Plan, *, jobs: int = 1, make_target: Callable[[], Target] | N
         reason = str(error)
     except KeyboardInterrupt:
         interrupted = True
+    except Enough:
+        judge.waiting.clear()
     judge.finish(reason)
     return Outcome(
         tuple(judge.results[s] for s in plan.scenarios if s in judge.results),

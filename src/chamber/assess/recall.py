@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from chamber.assess.engine import Outcome, run_plan
+from chamber.assess.engine import Enough, Outcome, run_plan
 from chamber.assess.plan import make_plan
 from chamber.assess.verdict import Verdict
 from chamber.lab.kernel.build import build_kernel
@@ -18,7 +19,7 @@ from chamber.lab.observation import TargetError
 from chamber.lab.uml import UmlTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from chamber.assess.result import Result, Sign
     from chamber.assess.truth import KnownBug, OpenBug, Truth
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from chamber.lab.kernel.store import BuiltKernel
     from chamber.wire.virtio import DeviceType
 
-__all__ = ("Alarm", "Recall", "Row", "measure_recall")
+__all__ = ("Alarm", "Recall", "Row", "Search", "measure_recall")
 
 _UNPLACED: Final = frozenset({Verdict.DECEIVED, Verdict.LEAKED})
 """Whose signatures name no place in a kernel."""
 _ALARMING: Final = frozenset({Verdict.BROKEN, Verdict.LEAKED})
+_KIND: Final = UmlTarget.kind
 _CONFIRMED: Final = 8
 """So many of the attacks that show a bug are run again on both kernels; one that shows it again will do."""
 
@@ -44,7 +46,7 @@ class Row:
     Attributes:
         bug: the bug.
         brought_back: whether a kernel with it was built, and could be attacked.
-        attacks: those that showed it.
+        attacks: those that showed it; only the first ones, unless all were asked for.
         signature: what the first of them showed.
         reason: why it was not found, in words.
         seconds: to build the kernel and to attack it.
@@ -106,38 +108,67 @@ class _Fixed:
     smp: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How to look for bugs.
+
+    Attributes:
+        jobs: guests to attack, and files to compile, at once.
+        every: run all attacks, also after one that shows the bug.
+        first: of each bug, by its name, the attacks to begin with.
+
+    """
+
+    jobs: int = 1
+    every: bool = False
+    first: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
 class _Bench:
     """Builds kernels and attacks them; a fixed kernel once for each device."""
 
-    def __init__(self, options: KernelOptions, attacks: Sequence[AttackSpec], known: Sequence[OpenBug], jobs: int,
+    def __init__(self, options: KernelOptions, attacks: Sequence[AttackSpec], known: Sequence[OpenBug], search: Search,
                  tell: Callable[[str], None]) -> None:
         self._options = options
         self._known = known
         self._attacks = attacks
-        self._jobs = jobs
+        self._search = search
+        self._jobs = search.jobs
         self._tell = tell
         self._fixed: dict[_Fixed, Outcome] = {}
 
     def _build(self, fixed: _Fixed, *edits: Edit) -> BuiltKernel:
         return build_kernel(find_source(fixed.source), replace(self._options, smp=fixed.smp), edits, jobs=self._jobs)
 
-    def _attack(self, kernel: BuiltKernel, device: DeviceType, names: Collection[str] = ()) -> Outcome:
-        """Attack a kernel with all that was asked for and is for one device, or with these of them.
+    def _attack(self, kernel: BuiltKernel, attacks: Sequence[AttackSpec],
+                enough: Callable[[Result], bool] = lambda _result: False) -> Outcome:
+        """Attack a kernel in this order, until a result is enough.
 
         Raises:
-            TargetError: there is no such attack.
             KeyboardInterrupt: the run was cut short.
 
         """
+        def look(result: Result | None) -> None:
+            if result is not None and enough(result):
+                raise Enough
+
         with closing(UmlTarget(kernel.binary)) as target:
-            plan = make_plan(target, [spec for spec in self._attacks
-                                      if spec.device is device and (not names or spec.name in names)])
-            if not plan.scenarios:
-                raise TargetError(f"no attack that was asked for is one on {device.short} of {target.kind}")
-            outcome = run_plan(plan, jobs=self._jobs)
+            outcome = run_plan(make_plan(target, attacks), jobs=self._jobs, on_done=look)
         if outcome.interrupted:
             raise KeyboardInterrupt
         return outcome
+
+    def _on(self, device: DeviceType) -> list[AttackSpec]:
+        """Return what was asked for and is for one device.
+
+        Raises:
+            TargetError: there is no such attack.
+
+        """
+        attacks = [spec for spec in self._attacks if spec.device is device and _KIND in spec.targets]
+        if not attacks:
+            raise TargetError(f"no attack that was asked for is one on {device.short} of {_KIND}")
+        return attacks
 
     def fixed(self, fixed: _Fixed) -> Outcome:
         """Attack a fixed kernel, or remember what came of it.
@@ -148,7 +179,7 @@ class _Bench:
         """
         if fixed not in self._fixed:
             self._tell(f"{fixed.source}: {fixed.device.short}, all fixed")
-            self._fixed[fixed] = self._attack(self._build(fixed), fixed.device)
+            self._fixed[fixed] = self._attack(self._build(fixed), self._on(fixed.device))
         return self._fixed[fixed]
 
     def row(self, bug: KnownBug) -> Row:
@@ -160,32 +191,59 @@ class _Bench:
             self._tell(f"{bug.id}: {bug.subject}")
             kernel = self._build(where, bug.undo)
             try:
-                vulnerable = self._attack(kernel, bug.device)
-                hits = self._hits(bug, vulnerable, fixed)
-                seen = len(hits)
-                if hits:
-                    hits = self._confirmed(bug, kernel, where, hits)
+                results, hits, seen = self._look(bug, kernel, where, fixed)
             finally:
                 remove_built(kernel)
         except TargetError as error:
             return Row(bug, False, (), "", str(error), time.monotonic() - begin)
-        attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in vulnerable.results)
-        reason = "" if hits else _why_missed(vulnerable.results, attacked=attacked, unrepeated=seen)
+        attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in results)
+        reason = "" if hits else _why_missed(results, attacked=attacked, unrepeated=seen)
         return Row(bug, attacked, tuple(name for name, _ in hits), hits[0][1] if hits else "", reason,
                    time.monotonic() - begin)
 
-    def _hits(self, bug: KnownBug, vulnerable: Outcome, fixed: Outcome) -> list[tuple[str, str]]:
+    def _look(self, bug: KnownBug, kernel: BuiltKernel, where: _Fixed,
+              fixed: Outcome) -> tuple[list[Result], list[tuple[str, str]], int]:
+        """Attack the kernel with the bug until it shows.
+
+        Returns:
+            What was run, what showed it twice, and how many attacks showed something once.
+
+        """
+        left = self._in_order(bug)
+        results: list[Result] = []
+        seen = 0
+        while left:
+            outcome = self._attack(kernel, left, lambda result: not self._search.every
+                                   and bool(self._hits(bug, (result,), fixed.results)))
+            results += outcome.results
+            hits = self._hits(bug, outcome.results, fixed.results)
+            seen += len(hits)
+            if hits and (hits := self._confirmed(bug, kernel, where, hits)):
+                return results, hits, seen
+            done = {result.attack.name for result in outcome.results}
+            left = [spec for spec in left if done and spec.name not in done]
+        return results, [], seen
+
+    def _in_order(self, bug: KnownBug) -> list[AttackSpec]:
+        """Return all attacks on a device: first those to begin with, then at random, as neighbours do much the same."""
+        attacks = self._on(bug.device)
+        random.Random(bug.id).shuffle(attacks)  # noqa: S311 - no secret
+        first = self._search.first.get(bug.id, ())
+        return sorted(attacks, key=lambda spec: spec.name not in first)
+
+    def _hits(self, bug: KnownBug, vulnerable: Sequence[Result], fixed: Sequence[Result]) -> list[tuple[str, str]]:
         # What is open shows in some runs and not in others: it is no find, whatever the fixed kernel showed this time.
         return [(attack, signature)
-                for attack, signature in _difference(vulnerable.results, fixed.results, bug.expected)
+                for attack, signature in _difference(vulnerable, fixed, bug.expected)
                 if not self._is_open(bug.device, attack, signature)]
 
     def _confirmed(self, bug: KnownBug, kernel: BuiltKernel, where: _Fixed,
                    hits: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return what both kernels show once more: a machine that was busy makes guests hang that never would."""
         names = {attack for attack, _ in hits[:_CONFIRMED]}
-        again = dict(self._hits(bug, self._attack(kernel, bug.device, names),
-                                self._attack(self._build(where), bug.device, names)))
+        attacks = [spec for spec in self._on(bug.device) if spec.name in names]
+        again = dict(self._hits(bug, self._attack(kernel, attacks).results,
+                                self._attack(self._build(where), attacks).results))
         return [(attack, again[attack]) for attack, _ in hits if attack in again]
 
     def _is_open(self, device: DeviceType, attack: str, signature: str) -> bool:
@@ -201,7 +259,8 @@ class _Bench:
                 continue
             # An honest device is run again beside every attack.
             names = {alarm.attack for alarm in first} & {result.attack.name for result in outcome.results}
-            again = self._unexpected(where, self._attack(self._build(where), where.device, names))
+            attacks = [spec for spec in self._on(where.device) if not names or spec.name in names]
+            again = self._unexpected(where, self._attack(self._build(where), attacks))
             for alarm in first:
                 (repeated if any(alarm.attack == other.attack for other in again) else unrepeated).append(alarm)
         return repeated, unrepeated
@@ -250,10 +309,10 @@ def _why_missed(results: Sequence[Result], *, attacked: bool, unrepeated: int) -
     return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
 
 
-def measure_recall(truth: Truth, options: KernelOptions, attacks: Sequence[AttackSpec], *, jobs: int,
+def measure_recall(truth: Truth, options: KernelOptions, attacks: Sequence[AttackSpec], search: Search, *,
                    tell: Callable[[str], None], on_row: Callable[[Row], None]) -> Recall:
     """Look for every bug of a file with these attacks; Ctrl-C ends it with what is done."""
-    bench = _Bench(options, attacks, truth.open, jobs, tell)
+    bench = _Bench(options, attacks, truth.open, search, tell)
     rows: list[Row] = []
     repeated: list[Alarm] = []
     unrepeated: list[Alarm] = []

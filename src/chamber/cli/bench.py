@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chamber.assess.recall import Recall, Row, measure_recall
+from chamber.assess.recall import Recall, Row, Search, measure_recall
 from chamber.assess.truth import read_truth
 from chamber.attacks.catalogue import catalogue
 from chamber.lab.kernel.config import KernelOptions
@@ -40,20 +40,24 @@ def bench() -> None:
 @click.option("--bug", "ids", multiple=True, help="Only this bug; may be repeated.")
 @click.option("--attack", "patterns", multiple=True, metavar="PATTERN",
               help="Only attacks with such a name, with * and ?; may be repeated. Default: all.")
+@click.option("--all", "every", is_flag=True, help="Run all attacks on each, also after one that shows the bug.")
+@click.option("--earlier", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="What --json wrote: what showed a bug then is tried first.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the result there as well.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, help="Default: (processors).")
-def recall(path: Path, source: str | None, ids: tuple[str, ...], patterns: tuple[str, ...], out: Path | None,
-           jobs: int) -> int:
+def recall(path: Path, source: str | None, ids: tuple[str, ...], patterns: tuple[str, ...],
+           out: Path | None, earlier: Path | None, jobs: int, *, every: bool) -> int:
     """Bring known bugs back, one at a time, and count those that the attacks show.
 
     Each is undone in a kernel that has the fix, and both kernels are attacked: found is what the one shows and the
-    other does not. What a fixed kernel shows and the file does not call open is a false alarm.
+    other does not, twice. What a fixed kernel shows and the file does not call open is a false alarm.
     """
     truth = _chosen(read_truth(path, source), ids)
     attacks = _matching(patterns)
     if out is not None:
         _writable(out)
-    result = measure_recall(truth, KernelOptions(), attacks, jobs=jobs,
+    search = Search(jobs, every, {} if earlier is None else _first(earlier))
+    result = measure_recall(truth, KernelOptions(), attacks, search,
                             tell=lambda line: click.echo(line, err=True), on_row=_print_row)
     back = sum(row.brought_back for row in result.rows)
     click.echo(f"Found {result.found} of {len(result.rows)} bugs, {result.found} of {back} that could be "
@@ -80,6 +84,15 @@ def _matching(patterns: tuple[str, ...]) -> list[AttackSpec]:
         if not any(fnmatchcase(spec.name, pattern) for spec in catalogue()):
             raise click.BadParameter(f"no attack has a name like {pattern}", param_hint="--attack")
     return [spec for spec in catalogue() if not patterns or any(fnmatchcase(spec.name, p) for p in patterns)]
+
+
+def _first(path: Path) -> dict[str, list[str]]:
+    """Read which attacks showed each bug in an earlier run."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {str(row["id"]): [str(name) for name in row["attacks"]] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.BadParameter(f"{path} is not what --json writes: {error!r}", param_hint="--earlier") from None
 
 
 def _writable(path: Path) -> None:
