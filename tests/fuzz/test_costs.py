@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chamber.fuzz import costs
-from chamber.fuzz.costs import Costs, write_costs
+from chamber.fuzz import live_json
+from chamber.fuzz.costs import Costs
+from chamber.fuzz.live_json import write_live_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ def test_without_costs_every_input_has_its_usual_turns(tmp_path: Path) -> None:
 
 
 def test_what_takes_longer_gets_fewer_turns_but_some(tmp_path: Path) -> None:
-    write_costs(tmp_path / "costs", {0: 0.001, 1: 0.002, 2: 0.002, 3: 0.008, 4: 9.0})
+    write_live_json(tmp_path / "costs", {0: 0.001, 1: 0.002, 2: 0.002, 3: 0.008, 4: 9.0})
     reader = Costs(tmp_path / "costs")
     for _ in range(100):  # each has its turn as often as the others
         shares = [reader.share(use) for use in range(5)]
@@ -33,7 +34,7 @@ def test_what_takes_longer_gets_fewer_turns_but_some(tmp_path: Path) -> None:
 
 
 def test_what_most_inputs_have_gets_fewer_turns_each(tmp_path: Path) -> None:
-    write_costs(tmp_path / "costs", dict.fromkeys(range(4), 0.001))
+    write_live_json(tmp_path / "costs", dict.fromkeys(range(4), 0.001))
     reader = Costs(tmp_path / "costs")
     spent = dict.fromkeys(range(4), 0.0)
     for _ in range(400):
@@ -44,18 +45,18 @@ def test_what_most_inputs_have_gets_fewer_turns_each(tmp_path: Path) -> None:
 
 
 def test_a_number_means_what_it_means_to_who_executes(tmp_path: Path) -> None:
-    write_costs(tmp_path / "costs", {0: 0.001, 1: 0.1, 2: 0.001})
+    write_live_json(tmp_path / "costs", {0: 0.001, 1: 0.1, 2: 0.001})
     reader = Costs(tmp_path / "costs")
     assert reader.share(4) == 0.1
     assert reader.share(3) > 0.5
 
 
 def test_what_is_written_later_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "_READ_SECONDS", 0.0)
+    monkeypatch.setattr(live_json, "_READ_SECONDS", 0.0)
     reader = Costs(tmp_path / "costs")
-    write_costs(tmp_path / "costs", {0: 0.1, 1: 0.001, 2: 0.001})
+    write_live_json(tmp_path / "costs", {0: 0.1, 1: 0.001, 2: 0.001})
     assert reader.share(0) < 0.2
-    write_costs(tmp_path / "costs", {0: 0.001, 1: 0.001, 2: 0.001})
+    write_live_json(tmp_path / "costs", {0: 0.001, 1: 0.001, 2: 0.001})
     assert reader.share(0) > 0.4
 
 

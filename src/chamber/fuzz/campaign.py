@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 import chamber
 from chamber.fuzz.lies import Program, Start
-from chamber.fuzz.mutator import COSTS, FINDINGS, PCI, REPORTS
+from chamber.fuzz.mutator import COSTS, FINDINGS, OCCASIONS, PCI, REPORTS
 from chamber.fuzz.progress import Counts, read_counts, read_reached
 from chamber.fuzz.settings import CampaignError, Folder
 from chamber.lab.child_process import share_niceness
@@ -161,7 +161,7 @@ class Campaign:
             "AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES": "1", "AFL_NO_UI": "1", "AFL_AUTORESUME": "1", "AFL_FAST_CAL": "1",
             "AFL_FORKSRV_INIT_TMOUT": "120000", "AFL_MAP_SIZE": "65536",
             FINDINGS: str(self.folder.findings.resolve()), REPORTS: str(self.folder.reports.resolve()),
-            COSTS: str(self.folder.costs(job).resolve()),
+            COSTS: str(self.folder.costs(job).resolve()), OCCASIONS: str(self.folder.occasions(job).resolve()),
             "TMPDIR": str(self.folder.temporary), **({PCI: "1"} if self.settings.pci else {})}
         command = [
             self._program, "-i", str(self.folder.seeds), "-o", str(self.folder.search),

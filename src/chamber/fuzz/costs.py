@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from chamber.fuzz.live_json import LiveJson
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ("Costs", "write_costs")
+__all__ = ("Costs",)
 
-_READ_SECONDS: Final = 2.0
 _LEAST: Final = 0.1
 """A use that is costly, or that most inputs have, gets its turns all the same. None gets more than usual: time that is
 spent on what takes none is well spent on the others."""
@@ -23,26 +21,18 @@ _REMEMBERED: Final = 500
 """Inputs after which what was seen before counts half."""
 
 
-def write_costs(path: Path, costs: Mapping[int, float]) -> None:
-    """Write the seconds that a session of each use takes, so that a reader sees all of it or what was before."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(costs), encoding="utf-8")
-    temporary.replace(path)
-
-
 class Costs:
-    """The reader's side: how much of a search's turns each use gets, so that all get about the same time.
+    """How much of a search's turns each use gets, so that all get about the same time.
 
     Args:
-        path: what is written; read now and then, and may not be there yet.
+        path: a `LiveJson` of the seconds that a session of each use takes.
 
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = LiveJson(path)
         self._costs: dict[int, float] = {}
         self._turns: Counter[int] = Counter()
-        self._read_at = 0.0
 
     def share(self, use: int) -> float:
         """An input with such a number of a use has its turn: return what to multiply the usual number of turns by."""
@@ -58,13 +48,11 @@ class Costs:
         return 1.0 if cost is None else min(max(median(self._costs.values()) / cost / often, _LEAST), 1.0)
 
     def _refresh(self) -> None:
-        now = time.monotonic()
-        if now < self._read_at:
+        costs = self._file.read()
+        if costs is None:
             return
-        self._read_at = now + _READ_SECONDS
         try:
-            costs = json.loads(self._path.read_text(encoding="utf-8"))
             read = {int(use): float(seconds) for use, seconds in costs.items()}
-            self._costs = {use: seconds for use, seconds in read.items() if use >= 0 and 0 < seconds < math.inf}
-        except (OSError, ValueError, TypeError, AttributeError, OverflowError):
-            pass  # whole the next time
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            return
+        self._costs = {use: seconds for use, seconds in read.items() if use >= 0 and 0 < seconds < math.inf}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from chamber.fuzz.lies import Program
+    from chamber.fuzz.occasions import LearntOccasions
     from chamber.lab.observation import Evidence
 
 __all__ = ("Execution", "Executor")
@@ -39,10 +40,12 @@ class Executor(Protocol):
 
     Attributes:
         hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly.
+        occasions: what came up to lie about.
 
     """
 
     hurried: bool
+    occasions: LearntOccasions
 
     @property
     def edges(self) -> memoryview:

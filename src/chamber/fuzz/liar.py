@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from chamber.attacks.attack import Attack
 from chamber.device.errors import DriverError
 from chamber.device.split import SplitRing
-from chamber.fuzz.lies import NOTHING_ASKED, Change, Moment, Point
+from chamber.fuzz.lies import ANY_QUEUE, NOTHING_ASKED, Change, Moment, Point
 from chamber.fuzz.messages import ACTIONS, TEMPLATES
 from chamber.fuzz.words import message_name
 from chamber.wire.errors import DmaFault
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chamber.device.ring import Ring
     from chamber.device.virtio_pci import VirtioPci
     from chamber.fuzz.lies import Lie
+    from chamber.fuzz.occasions import Occasions
 
 __all__ = ("Liar",)
 
@@ -38,6 +39,8 @@ _VECTORS: Final = 0x7FF
 """MSI-X has no more."""
 _UNTIL_STOP, _UNTIL_END, _FOR_A_WHILE, _UNTIL_OTHERS = range(4)
 _REQUEST: Final = 64
+_BEYOND: Final = 64
+"""Bytes behind an honest answer that may be written, too."""
 _MOMENTS: Final = {
     Moment.STARTED: "before the driver is ready", Moment.READY: "as soon as the driver is ready",
     Moment.NOTIFIED: "when the driver notifies", Moment.TAKEN: "when a buffer was taken",
@@ -56,6 +59,7 @@ class Liar(Attack):
 
     Args:
         lies: what to tell.
+        occasions: where to count what could be lied about, if that is wanted.
 
     Attributes:
         numbered: the lies, each with its place in the list.
@@ -63,8 +67,9 @@ class Liar(Attack):
 
     """
 
-    def __init__(self, lies: Sequence[Lie]) -> None:
+    def __init__(self, lies: Sequence[Lie], occasions: Occasions | None = None) -> None:
         super().__init__()
+        self._occasions = occasions
         self.told: dict[int, int] = defaultdict(int)
         self.numbered = tuple(enumerate(lies))
         self._seen: dict[int, int] = defaultdict(int)
@@ -95,7 +100,7 @@ class Liar(Attack):
 
     def _due(self, number: int, lie: Lie, queue: DeviceQueue | None) -> bool:
         """Count an opportunity of a lie; whether it is to be told now."""
-        if queue is not None and lie.queue != 0xFF and lie.queue % len(self.device.queues) != queue.index:
+        if queue is not None and lie.queue != ANY_QUEUE and lie.queue % len(self.device.queues) != queue.index:
             return False
         turn = self._seen[number]
         self._seen[number] = turn + 1
@@ -168,8 +173,9 @@ class Liar(Attack):
 
     def config(self, config: bytearray, offset: int, size: int) -> bytearray:
         """Show another configuration."""
-        if self._by_moment[Moment.CONFIG]:
-            self._moment(Moment.CONFIG, None)
+        if self._occasions is not None:
+            self._occasions.config.add((offset, size))
+        self._moment(Moment.CONFIG, None)
         shown = bytes(config)
         for number, lie in self._by_point[Point.CONFIG]:
             if lie.offset + lie.width <= offset or lie.offset >= offset + size or not self._due(number, lie, None):
@@ -254,6 +260,8 @@ class Liar(Attack):
 
     def popped(self, queue: DeviceQueue, chain: Chain) -> bool:
         """Rewrite the driver's descriptors, or keep the buffer."""
+        if self._occasions is not None:
+            self._occasions.taken[queue.index] += 1
         self._name(queue, chain, b"")
         if queue.index in self._untouchable:
             self.device.complete(queue, chain, 0)
@@ -300,14 +308,16 @@ class Liar(Attack):
         honest = bytes(data)
         self._last[queue.index] = honest[:4096]
         self._name(queue, chain, honest)
+        room = chain.writable_size
+        if self._occasions is not None:
+            self._occasions.answered(queue.index, min(room, len(honest) + _BEYOND))
         if not self._by_point[Point.RESPONSE] and not self._by_point[Point.SIZE]:
             return data
-        room = chain.writable_size
         shown = honest
         for number, lie in self._by_point[Point.RESPONSE]:
             if not self._due(number, lie, queue):
                 continue
-            changed = lie.rewrite(shown, min(room, len(honest) + 64))
+            changed = lie.rewrite(shown, min(room, len(honest) + _BEYOND))
             if changed != shown:
                 part = slice(lie.offset, lie.offset + lie.width)
                 self._tell(number, f"queue {queue.index}: {self._called(queue, chain.head)} with "
@@ -403,7 +413,12 @@ class Liar(Attack):
     # What answers nothing.
 
     def _moment(self, moment: Moment, queue: DeviceQueue | None) -> None:
-        if self._depth or not self._by_moment[moment]:
+        if self._depth:
+            return
+        if self._occasions is not None:
+            self._occasions.moments[moment, ANY_QUEUE if queue is None else queue.index] += 1
+            self._occasions.unasked |= self._unasked()
+        if not self._by_moment[moment]:
             return
         self._depth += 1  # what is done now makes moments of its own, which would go on for ever
         try:
@@ -436,13 +451,24 @@ class Liar(Attack):
     def _at(lie: Lie) -> str:
         return _MOMENTS.get(lie.moment) or f"after {lie.offset >> 8} ms"
 
+    def _unasked(self) -> set[Point]:
+        """Return which lies that answer nothing can be told now."""
+        told = {Point.INTERRUPT, Point.CONFIG_INTERRUPT}
+        if self._waiting():
+            told.add(Point.MESSAGE)
+        if ACTIONS.get(self.device.type):
+            told.add(Point.ACTION)
+        return told
+
+    def _waiting(self) -> list[DeviceQueue]:
+        """The queues that messages go through which nobody asked for."""
+        templates = TEMPLATES.get(self.device.type, {})
+        return [q for q in self.device.queues if q.started and self.device.queue_role(q.index) in templates]
+
     def _inbound(self, lie: Lie, queue: DeviceQueue) -> DeviceQueue:
         """The queue that a made-up message goes through: one whose buffers wait for the device."""
-        templates = TEMPLATES.get(self.device.type, {})
-        waiting = [q for q in self.device.queues if q.started and self.device.queue_role(q.index) in templates]
-        if not waiting:
-            return queue
-        return waiting[(lie.value >> 56) % len(waiting)]
+        waiting = self._waiting()
+        return waiting[(lie.value >> 56) % len(waiting)] if waiting else queue
 
     def _send(self, number: int, lie: Lie, queue: DeviceQueue) -> None:
         if not queue.started or queue.broken is not None or queue.index in self._untouchable:

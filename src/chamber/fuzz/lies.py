@@ -11,13 +11,15 @@ import struct
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-__all__ = ("HEADER", "LIMIT", "NOTHING_ASKED", "OVER_PCI", "READ_WHEN_PLUGGED_IN", "RECORD", "Change", "Lie", "Moment",
-           "Point", "Program", "Start")
+__all__ = ("ANY_QUEUE", "HEADER", "LIMIT", "NOTHING_ASKED", "OVER_PCI", "READ_WHEN_PLUGGED_IN", "RECORD", "Change",
+           "Lie", "Moment", "Point", "Program", "Start")
 
 HEADER: Final = struct.Struct("<BBBB")
 """Start, use, ring, nothing."""
 RECORD: Final = struct.Struct("<BBBBHBBQ")
 """Point, queue, when, times, offset, change, width, value."""
+ANY_QUEUE: Final = 0xFF
+"""What stands for any queue in a lie."""
 LIMIT: Final = 64
 """Lies of one input; what goes beyond is not read."""
 
@@ -127,7 +129,7 @@ class Lie(NamedTuple):
 
     Attributes:
         point: what it is about.
-        queue: on which queue, modulo their number; 255 for any.
+        queue: on which queue, modulo their number; `ANY_QUEUE` for any.
         when: opportunities to let pass.
         times: on how many opportunities; 255 for all that follow.
         offset: where in what is changed; for what answers nothing, the `Moment`, in the low byte.

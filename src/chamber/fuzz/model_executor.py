@@ -13,6 +13,7 @@ from chamber.attacks.attack import Aim, AttackSpec, Surface
 from chamber.device.catalogue import RINGS
 from chamber.fuzz.execution import Execution
 from chamber.fuzz.liar import Liar
+from chamber.fuzz.occasions import LearntOccasions
 from chamber.lab.kernel.coverage import EDGES
 from chamber.lab.model import ModelTarget
 from chamber.lab.model_stimuli import STIMULI
@@ -78,6 +79,7 @@ class ModelExecutor:
         uses: what the guest can do with the device, by the number that an input names.
         boots: guests started.
         executions: always 1: every guest is fresh.
+        occasions: what came up to lie about.
 
     """
 
@@ -85,6 +87,7 @@ class ModelExecutor:
         self.boots = 0
         self.executions = 1
         self.release = ""
+        self.occasions = LearntOccasions()
         self._type = device
         self._profile = profile
         self._trace = trace
@@ -111,8 +114,10 @@ class ModelExecutor:
     def run(self, program: Program) -> Execution:
         """Execute an input."""
         self.boots += 1
-        use = self.uses[program.use % len(self.uses)]
-        liar = Liar(program.lies)
+        number = program.use % len(self.uses)
+        use = self.uses[number]
+        occasions = self.occasions.look(program.start, number)
+        liar = Liar(program.lies, occasions)
         spec = AttackSpec(f"{self._type.short}-fuzz", self._type, Surface.PAYLOAD, Aim.MEMORY, "", "", lambda: liar)
         scenario = Scenario(self._type, (use,), spec, self._profile, 1, tuple(RINGS)[program.ring % len(RINGS)])
         self._edges.clear()
@@ -123,6 +128,8 @@ class ModelExecutor:
         finally:
             sys.settrace(before)
             self._taken |= int.from_bytes(self._edges.counts, "little")
+        if occasions is not None:
+            self.occasions.add(program.start, number, occasions)
         evidence = [e for e in observation.evidence if not _usual(e)]
         return Execution(use, evidence, liar.strikes, dict(liar.told), observation.transcript if self._trace else [])
 

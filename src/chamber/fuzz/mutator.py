@@ -17,6 +17,7 @@ from typing import Final
 from chamber.fuzz.avoidance import Avoidance, kinds_of
 from chamber.fuzz.costs import Costs
 from chamber.fuzz.lies import (
+    ANY_QUEUE,
     HEADER,
     NOTHING_ASKED,
     READ_WHEN_PLUGGED_IN,
@@ -28,9 +29,10 @@ from chamber.fuzz.lies import (
     Program,
     Start,
 )
+from chamber.fuzz.occasions import KnownOccasions, Occasions
 
-__all__ = ("COSTS", "FINDINGS", "PCI", "REPORTS", "deinit", "fuzz", "fuzz_count", "init", "init_trim", "mutate",
-           "post_trim", "random_lie", "shortened", "trim")
+__all__ = ("COSTS", "FINDINGS", "OCCASIONS", "PCI", "REPORTS", "deinit", "fitted", "fuzz", "fuzz_count", "init",
+           "init_trim", "mutate", "post_trim", "random_lie", "shortened", "trim")
 
 _MOST: Final = 8
 """Lies that a varied input has at most: a finding is to be understood."""
@@ -74,8 +76,14 @@ PCI: Final = "CHAMBER_PCI"
 """Is in the environment where a function tells lies."""
 COSTS: Final = "CHAMBER_COSTS"
 """Names the environment's word for what sessions cost."""
+OCCASIONS: Final = "CHAMBER_OCCASIONS"
+"""Names the environment's word for what comes up to lie about."""
 _KNOWN: Final[list[Avoidance]] = []
 _COSTS: Final[list[Costs]] = []
+_OCCASIONS: Final[list[KnownOccasions]] = []
+_UNFITTED: Final = 0.1
+"""Lies left as they are although nobody saw what they are about come up: other lies may bring it about."""
+_ATTEMPTS: Final = 8
 _DICE: Final = random.Random()  # noqa: S311 - seeded by AFL++
 _FEATURE_BITS: Final = 42
 """Bits of device types and of rings and transports that Linux knows, about."""
@@ -113,7 +121,7 @@ def random_lie(dice: random.Random) -> Lie:
     """Make a lie up."""
     points, weights = _points(pci=_over_pci())
     point = dice.choices(points, cum_weights=weights)[0]
-    queue = 0xFF if dice.random() < 0.3 else dice.randrange(8)
+    queue = ANY_QUEUE if dice.random() < 0.3 else dice.randrange(8)
     offset = dice.choice((dice.randrange(16), dice.randrange(64), dice.randrange(512)))
     value = _value(dice)
     if point is Point.FEATURES:
@@ -149,7 +157,7 @@ def _varied(lie: Lie, dice: random.Random) -> Lie:
         case 4:
             return lie._replace(change=Change(dice.randrange(len(Change))), width=dice.choice((1, 2, 4, 8)))
         case 5:
-            return lie._replace(queue=0xFF if dice.random() < 0.3 else dice.randrange(8))
+            return lie._replace(queue=ANY_QUEUE if dice.random() < 0.3 else dice.randrange(8))
         case 6:
             return lie._replace(times=dice.choice((1, 2, _SOME, _EVER)))
         case _:
@@ -238,6 +246,8 @@ def init(seed: int) -> None:
         _KNOWN[:] = [Avoidance(Path(os.environ[FINDINGS]), Path(os.environ[REPORTS]))]
     if COSTS in os.environ:
         _COSTS[:] = [Costs(Path(os.environ[COSTS]))]
+    if OCCASIONS in os.environ:
+        _OCCASIONS[:] = [KnownOccasions(Path(os.environ[OCCASIONS]))]
 
 
 class _Varied:
@@ -268,6 +278,8 @@ class _Varied:
 
     def _vary(self, program: Program, max_size: int) -> bytearray:
         program = mutate(program, _DICE.choice(self._others), _DICE, _PHASES.next(_DICE))
+        for occasions in _OCCASIONS:
+            program = fitted(program, occasions.of(program.start, program.use), _DICE)
         for known in _KNOWN:
             program = _without(program, known, _DICE)
         room = (max_size - HEADER.size) // RECORD.size
@@ -280,6 +292,20 @@ _VARIED: Final = _Varied()
 def fuzz(data: bytearray, other: bytearray | None, max_size: int) -> bytearray:
     """Return a varied input."""
     return _VARIED.next(bytes(data), bytes(other or b""), max_size)
+
+
+def fitted(program: Program, occasions: Occasions | None, dice: random.Random) -> Program:
+    """Have most lies be about what comes up; None where that is not known."""
+    if occasions is None:
+        return program
+    lies = [fit for lie in program.lies
+            if (fit := lie if dice.random() < _UNFITTED else occasions.fit(lie, dice)) is not None]
+    for _ in range(_ATTEMPTS):
+        if lies:
+            break
+        fit = occasions.fit(_cheap_lie(dice), dice)
+        lies = [] if fit is None else [fit]
+    return replace(program, lies=tuple(lies))
 
 
 def _without(program: Program, known: Avoidance, dice: random.Random) -> Program:

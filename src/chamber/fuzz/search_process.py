@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chamber.fuzz import forkserver
-from chamber.fuzz.costs import write_costs
+from chamber.fuzz.live_json import write_live_json
 from chamber.fuzz.progress import Progress
 from chamber.fuzz.reports import ReportStore
 from chamber.fuzz.settings import Folder
@@ -37,7 +37,7 @@ class _Watch:
     def __init__(self, folder: Folder, job: str) -> None:
         self._store = ReportStore(folder.reports)
         self._progress = Progress(folder.progress, job)
-        self._costs = folder.costs(job)
+        self._costs, self._occasions = folder.costs(job), folder.occasions(job)
         self._write_at = self._places_at = 0.0
         self.knows = self._store.knows
         self.executor: Executor | None = None
@@ -54,10 +54,12 @@ class _Watch:
         now = time.monotonic()
         if now >= self._write_at:
             self._write_at = now + _WRITE_SECONDS
-            if now >= self._places_at and isinstance(self.executor, UmlExecutor):
+            if now >= self._places_at:
                 self._places_at = now + _PLACES_SECONDS
-                progress.reached(locate(*self.executor.reached()))
-                write_costs(self._costs, self.executor.costs)
+                write_live_json(self._occasions, self.executor.occasions.to_json())
+                if isinstance(self.executor, UmlExecutor):
+                    write_live_json(self._costs, self.executor.costs)
+                    progress.reached(locate(*self.executor.reached()))
             progress.taken(self.executor.taken())
             progress.write()
         return reported

@@ -132,6 +132,10 @@ class Folder:
         """What sessions cost one process."""
         return self.progress / f"{job}.costs"
 
+    def occasions(self, job: str) -> Path:
+        """What came up in one process's executions to lie about."""
+        return self.progress / f"{job}.occasions"
+
     @property
     def temporary(self) -> Path:
         """Guests' files."""

@@ -12,6 +12,7 @@ from chamber.device.virtio_pci import VirtioPci
 from chamber.fuzz.execution import Execution
 from chamber.fuzz.liar import Liar
 from chamber.fuzz.lies import Point, Start
+from chamber.fuzz.occasions import LearntOccasions
 from chamber.lab.dma_watch import UNBOUNCED, DmaWatch
 from chamber.lab.kernel.coverage import EDGES
 from chamber.lab.linux_oracle import judge_console
@@ -99,6 +100,7 @@ class UmlExecutor:
         boots: guests started.
         executions: inputs executed on the guest that there is now.
         costs: seconds that a session of each use takes, by the number that inputs have for it.
+        occasions: what came up to lie about.
         hurried: a guest that takes long is taken for one that hangs sooner, and now and then wrongly; one that is
             started notes not who allocates and releases memory.
 
@@ -109,6 +111,7 @@ class UmlExecutor:
         self.boots = 0
         self.executions = 0
         self.costs: dict[int, float] = {}
+        self.occasions = LearntOccasions()
         self._kernel = kernel.for_device(device)
         self._type = device
         self._known = known
@@ -262,9 +265,11 @@ class UmlExecutor:
             self.restart()
         self._change(_FROM[start])
         worker = self._ready()
-        use = worker.uses[program.use % len(worker.uses)]
+        number = program.use % len(worker.uses)
+        use = worker.uses[number]
         execution = Execution(use, transcript=self._transcript)
-        liar = self._liar = Liar(program.lies)
+        occasions = self.occasions.look(start, number)
+        liar = self._liar = Liar(program.lies, occasions)
         if start is Start.CONNECT:
             self._ring = tuple(RINGS)[program.ring % len(RINGS)]
         elif self._device is not None:
@@ -284,9 +289,11 @@ class UmlExecutor:
             self._died(worker, execution)
         self._count(on=False)
         execution.strikes, execution.told = liar.strikes, dict(liar.told)
+        if occasions is not None:
+            self.occasions.add(start, number, occasions)
         self._judge(worker, execution)
         if start is Start.SESSION and self._worker is worker:  # one that ends its guest costs what any such does
-            number, seconds = program.use % len(worker.uses), time.monotonic() - begin
+            seconds = time.monotonic() - begin
             self.costs[number] = self.costs.get(number, seconds) * (1 - _NEWEST) + seconds * _NEWEST
         if self._device is not None:
             self._device.hooks = None
