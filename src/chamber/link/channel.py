@@ -6,7 +6,7 @@ import array
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from chamber.wire.errors import WireError
 from chamber.wire.vhost_user import MAX_FDS, FrameReader, Header, encode
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from chamber.wire.vhost_user import Payload
 
 __all__ = ("Channel", "FdStream", "Frame", "Gone", "Message", "Reader")
+
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
+"""As a plain number: of an enumeration's, each test makes another."""
 
 H = TypeVar("H", covariant=True)  # noqa: PLC0105 - as short as what it stands for
 
@@ -101,7 +104,7 @@ class FdStream(Generic[H]):
                     fds = array.array("i")
                     fds.frombytes(value[:len(value) - len(value) % fds.itemsize])
                     self._fds += fds
-            if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
+            if flags & _TRUNCATED or len(self._fds) > self._max_fds:
                 raise WireError(f"at most {self._max_fds} descriptors come with a message", spec=self._spec)
             if not data:
                 raise Gone("closed by the peer")
