@@ -200,7 +200,10 @@ def test_what_the_file_calls_open_is_no_find_where_the_fixed_kernel_did_not_show
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels({ATTACK: SERVED, OTHER: SERVED}, {ATTACK: BROKEN, OTHER: SERVED})
     text = ROW + f'[[open]]\ndriver = "blk"\nattack = "{ATTACK}"\nreason = "not fixed"\n'
-    assert not measured(tmp_path, monkeypatch, kernels, text).rows[0].found
+    (row,) = measured(tmp_path, monkeypatch, kernels, text).rows
+    assert not row.found
+    assert row.reason == ("none of 2 attacks showed anything that the fixed kernel does not; "
+                          "what 1 showed is called open")
 
 
 def test_an_attack_that_the_file_calls_open_is_no_alarm_whatever_it_shows(tmp_path: Path,

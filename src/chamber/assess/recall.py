@@ -197,7 +197,8 @@ class _Bench:
         except TargetError as error:
             return Row(bug, False, (), "", str(error), time.monotonic() - begin)
         attacked = any(result.verdict is not Verdict.INCONCLUSIVE for result in results)
-        reason = "" if hits else _why_missed(results, attacked=attacked, unrepeated=seen)
+        reason = "" if hits else _why_missed(results, attacked=attacked, unrepeated=seen,
+                                             known=len(_difference(results, fixed.results, bug.expected)) - seen)
         return Row(bug, attacked, tuple(name for name, _ in hits), hits[0][1] if hits else "", reason,
                    time.monotonic() - begin)
 
@@ -301,12 +302,13 @@ def _way(sign: Sign) -> tuple[Verdict, str]:
     return sign.verdict, re.split(r"[ :]", sign.signature)[0] if sign.verdict is Verdict.DENIED else ""
 
 
-def _why_missed(results: Sequence[Result], *, attacked: bool, unrepeated: int) -> str:
+def _why_missed(results: Sequence[Result], *, attacked: bool, unrepeated: int, known: int) -> str:
     if not attacked:
         return f"nothing could be run: {results[0].note}"
-    if unrepeated:
-        return f"{unrepeated} of {len(results)} attacks showed something, and none of them the same again"
-    return f"none of {len(results)} attacks showed anything that the fixed kernel does not"
+    of_them = f"of {len(results)} attacks showed"
+    reason = (f"{unrepeated} {of_them} something, and none of them the same again" if unrepeated
+              else f"none {of_them} anything that the fixed kernel does not")
+    return f"{reason}; what {known} showed is called open" if known else reason
 
 
 def measure_recall(truth: Truth, options: KernelOptions, attacks: Sequence[AttackSpec], search: Search, *,

@@ -20,10 +20,14 @@ from chamber.lab.observation import Harm, Scenario
 from chamber.lab.uml import UmlTarget
 from chamber.lab.uml_kernel import find_kernel
 from chamber.lab.uml_runner import UmlRunner
+from chamber.link.vhost_user import Session
+from chamber.wire.vhost_user import FrontendRequest, VringState
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from chamber.link.channel import Message
 
 SERIES = "6.12"
 PLANTED = """\
@@ -71,6 +75,23 @@ def test_a_device_that_lies_about_a_name_is_caught_by_kasan(runner: UmlRunner) -
     allocated = observation.console.partition("Allocated by task")[2][:1000]
     assert "kmalloc" in allocated
     assert "[virtio_console]" in allocated
+
+
+def test_a_driver_waits_where_a_queue_begins(kernel: BuiltKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that completes what nobody asked for may do so before the driver goes on: it finds one half set up."""
+    waits: list[bool] = []
+    handle = Session._handle
+
+    def seen(self: Session, message: Message) -> bool:
+        if message.header.request == FrontendRequest.SET_VRING_ENABLE and VringState.unpack(message.data).num:
+            waits.append(message.header.need_reply)
+        return handle(self, message)
+
+    monkeypatch.setattr(Session, "_handle", seen)
+    with closing(UmlRunner(find_kernel(kernel.binary))) as runner:
+        assert runner.run(Scenario(DeviceType.CONSOLE)).served
+    assert waits
+    assert all(waits)
 
 
 def test_what_was_reached_is_known_by_file_and_line(kernel: BuiltKernel) -> None:

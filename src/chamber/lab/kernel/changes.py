@@ -30,16 +30,18 @@ _CHANGES: Final[dict[str, tuple[tuple[bytes, bytes], ...]]] = {
 \t\t\tWARN_ON(vhost_user_set_vring_enable(vu_dev, vq->index, false));
 """),
         # An answer costs two switches of processes, and a probe has dozens of messages. These can't be refused, and
-        # something follows that is answered: a queue's address, its first kick, or after its end the features.
+        # something follows that is answered: a queue's address, or after its end the features. A queue that begins is
+        # waited for: a device may act there, before the driver goes on.
         (b"\trequest_ack = !need_response;\n", b"""\
 \trequest_ack = !need_response;
 \tswitch (msg->header.request) {
 \tcase VHOST_USER_SET_VRING_NUM:
 \tcase VHOST_USER_SET_VRING_BASE:
-\tcase VHOST_USER_SET_VRING_ENABLE:
 \t\trequest_ack = false;
 \t\tbreak;
-\tdefault:
+\tcase VHOST_USER_SET_VRING_ENABLE:
+\t\tif (!msg->payload.vring_state.num)
+\t\t\trequest_ack = false;
 \t\tbreak;
 \t}
 """),
