@@ -19,7 +19,7 @@ from chamber.lab.observation import TargetError
 from chamber.lab.uml import UmlTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from chamber.assess.result import Result, Sign
     from chamber.assess.truth import KnownBug, OpenBug, Truth
@@ -133,12 +133,12 @@ class _Bench:
         self._known = known
         self._attacks = attacks
         self._search = search
-        self._jobs = search.jobs
         self._tell = tell
         self._fixed: dict[_Fixed, Outcome] = {}
 
     def _build(self, fixed: _Fixed, *edits: Edit) -> BuiltKernel:
-        return build_kernel(find_source(fixed.source), replace(self._options, smp=fixed.smp), edits, jobs=self._jobs)
+        return build_kernel(find_source(fixed.source), replace(self._options, smp=fixed.smp), edits,
+                            jobs=self._search.jobs)
 
     def _attack(self, kernel: BuiltKernel, attacks: Sequence[AttackSpec],
                 enough: Callable[[Result], bool] = lambda _result: False) -> Outcome:
@@ -153,19 +153,20 @@ class _Bench:
                 raise Enough
 
         with closing(UmlTarget(kernel.binary)) as target:
-            outcome = run_plan(make_plan(target, attacks), jobs=self._jobs, on_done=look)
+            outcome = run_plan(make_plan(target, attacks), jobs=self._search.jobs, on_done=look)
         if outcome.interrupted:
             raise KeyboardInterrupt
         return outcome
 
-    def _on(self, device: DeviceType) -> list[AttackSpec]:
-        """Return what was asked for and is for one device.
+    def _on(self, device: DeviceType, names: Collection[str] = ()) -> list[AttackSpec]:
+        """Return what was asked for and is for one device, or these of them.
 
         Raises:
             TargetError: there is no such attack.
 
         """
-        attacks = [spec for spec in self._attacks if spec.device is device and _KIND in spec.targets]
+        attacks = [spec for spec in self._attacks if spec.device is device and _KIND in spec.targets
+                   and (not names or spec.name in names)]
         if not attacks:
             raise TargetError(f"no attack that was asked for is one on {device.short} of {_KIND}")
         return attacks
@@ -242,7 +243,7 @@ class _Bench:
                    hits: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return what both kernels show once more: a machine that was busy makes guests hang that never would."""
         names = {attack for attack, _ in hits[:_CONFIRMED]}
-        attacks = [spec for spec in self._on(bug.device) if spec.name in names]
+        attacks = self._on(bug.device, names)
         again = dict(self._hits(bug, self._attack(kernel, attacks).results,
                                 self._attack(self._build(where), attacks).results))
         return [(attack, again[attack]) for attack, _ in hits if attack in again]
@@ -260,8 +261,7 @@ class _Bench:
                 continue
             # An honest device is run again beside every attack.
             names = {alarm.attack for alarm in first} & {result.attack.name for result in outcome.results}
-            attacks = [spec for spec in self._on(where.device) if not names or spec.name in names]
-            again = self._unexpected(where, self._attack(self._build(where), attacks))
+            again = self._unexpected(where, self._attack(self._build(where), self._on(where.device, names)))
             for alarm in first:
                 (repeated if any(alarm.attack == other.attack for other in again) else unrepeated).append(alarm)
         return repeated, unrepeated
