@@ -8,12 +8,12 @@ many others have it, too.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chamber.fuzz.lies import NOTHING_ASKED, Change, Point, Program
+from chamber.fuzz.live_json import write_live_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,12 +147,9 @@ class CommonTraits:
         return self._reports / f"{name}{_SUFFIX}"
 
     def _write(self, name: str) -> None:
-        path = self._path(name)
         # Another process may do the same; what is lost of one comes again.
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps([[reason.times, reason.passed, sorted(common)]
-                                         for common, reason in self._known[name].items()]), encoding="utf-8")
-        temporary.replace(path)
+        write_live_json(self._path(name), [[reason.times, reason.passed, sorted(common)]
+                                           for common, reason in self._known[name].items()])
 
 
 def _read_reasons(path: Path) -> _Reasons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +16,8 @@ _READ_SECONDS: Final = 2.0
 
 
 def write_live_json(path: Path, data: object) -> None:
-    """Write a file so that a reader sees all of it, or what was before."""
-    temporary = path.with_name(path.name + ".new")
+    """Write a file so that a reader sees all of it, or what was before; another process may do the same."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data), encoding="utf-8")
     temporary.replace(path)
 

@@ -116,8 +116,9 @@ class Occasions:
         every = lie.queue == ANY_QUEUE
         if lie.point is Point.RESPONSE:
             room = max(self.room.values()) if every else self.room[lie.queue]
-            if lie.offset + (1 if lie.change is Change.FILL else lie.width) > room:
-                lie = lie._replace(offset=dice.randrange(room))
+            width = 1 if lie.change is Change.FILL else lie.width
+            if lie.offset + width > room:
+                lie = lie._replace(offset=dice.randrange(max(room - width, 0) + 1))
         return _soon(lie, self.taken.total() if every else self.taken[lie.queue], dice)
 
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from chamber.fuzz.live_json import write_live_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -84,9 +86,7 @@ class Progress:
     def reached(self, places: Iterable[Place]) -> None:
         """Add the places that a guest has reached, and show them."""
         self._reached.update(places)
-        temporary = self._reached_path.with_suffix(".new")
-        temporary.write_text(json.dumps(sorted(self._reached)), encoding="utf-8")
-        temporary.replace(self._reached_path)
+        write_live_json(self._reached_path, sorted(self._reached))
 
     def write(self) -> None:
         """Show the counters."""
