@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from chamber.lab.kernel.source import find_source
 from chamber.lab.observation import Harm
 from chamber.lab.uml_channel import UmlChannel
 from chamber.lab.uml_kernel import find_kernel
+from chamber.lab.uml_worker import UmlWorker
 from chamber.wire.virtio import DeviceType
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1500)]
 _LONG_NAME = (Lie(Point.SIZE, 2, times=0xFF, value=4096),
               Lie(Point.RESPONSE, 2, times=0xFF, offset=8, change=Change.FILL, value=0x41414141))
 """6.12 believes that a name ends where the used length says."""
+
+_TOO_MANY_PAIRS = bytes.fromhex("0104000001ff010109000502e1ffffffffffffff")
+"""More queue pairs than the device takes: Linux waits for the answer of the control queue, for ever."""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,27 @@ def test_a_guest_goes_on_after_what_is_known(kernel: BuiltKernel) -> None:
         for _ in range(2):
             assert executor.run(Program(Start.PROBE, 0, 0, _LONG_NAME)).evidence
         assert executor.boots == boots
+
+
+def test_a_guest_that_hangs_where_one_is_known_to_is_asked_once(
+        kernel: BuiltKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    where = UmlWorker.where
+
+    def counted(worker: UmlWorker, seconds: float) -> list[str]:
+        asked.append(seconds)
+        return where(worker, seconds)
+
+    monkeypatch.setattr(UmlWorker, "where", counted)
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.NET, known=lambda _e: True)) as executor:
+        execution = executor.run(Program.parse(_TOO_MANY_PAIRS))
+    assert [e.signature.split(" ")[0] for e in execution.evidence] in (["hang"], ["guest"])
+    assert len(asked) == 1
+
+
+def test_a_guest_takes_turns_with_its_processes_on_one_processor(kernel: BuiltKernel) -> None:
+    with closing(UmlExecutor(find_kernel(kernel.binary), DeviceType.RNG)) as executor:
+        assert len(os.sched_getaffinity(executor.pid)) == 1
 
 
 def test_a_search_sees_the_same_without_noting_who_allocates(kernel: BuiltKernel) -> None:

@@ -131,6 +131,7 @@ class UmlExecutor:
         self._begin = 0.0
         self._reports = 0
         self._over = False
+        self._hung: Evidence | None = None
         self._failures: dict[str, int] = {}
         self._failed = 0
         self._usual: dict[tuple[Start, str], float] = {}
@@ -349,10 +350,14 @@ class UmlExecutor:
     def _go_on(self, worker: UmlWorker, steps: Sequence[str], seconds: float) -> str | None:
         """Wait for steps to end after all; not for long where the guest is known to hang."""
         if self.hurried:
+            self._hung = None
             answer = worker.go_on(_MAY_HANG_SECONDS)
-            evidence = self._hang(worker, steps) if answer is None else None
-            if answer is not None or (evidence is not None and self._known(evidence)):
+            if answer is not None:
                 return answer
+            evidence = self._hang(worker, steps)
+            if evidence is not None and self._known(evidence):
+                self._hung = evidence
+                return None
         return worker.go_on(seconds)
 
     def _do_honestly(self, worker: UmlWorker, *steps: str) -> str | None:
@@ -364,7 +369,7 @@ class UmlExecutor:
     def _hangs(self, worker: UmlWorker, steps: Sequence[str], execution: Execution) -> None:
         """Tell where the guest is that does not get on, and be done with it."""
         self._over = True
-        evidence = self._hang(worker, steps)
+        evidence = self._hung or self._hang(worker, steps)
         if evidence is not None:
             execution.evidence.append(evidence)
 

@@ -149,8 +149,13 @@ class UmlGuest(AgentGuest):
             fp_filter = needs_fp_filter(self.kernel.release)
             libc = ctypes.CDLL(None)
             libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            # The kernel and its processes take turns, at each call and each fault: to wake one that is on another
+            # processor would be most of what these cost.
+            processors = None if self.kernel.parallel else {libc.sched_getcpu()}
 
             def prepare() -> None:
+                if processors is not None:
+                    os.sched_setaffinity(0, processors)
                 # The guest must not outlive whoever started it, however that one ends.
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 share_niceness()

@@ -84,6 +84,7 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 _PTRACE, _GETREGSET, _SETREGSET = 101, 0x4204, 0x4205
 _ERRNO_EINVAL, _ALLOW = 0x00050016, 0x7FFF0000
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_TWO_PROCESSORS: Final = "ncpus=2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,11 @@ class UmlKernel:
             else:
                 kept.append(module)
         return replace(self, modules=tuple(kept))
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it runs on several processors at once."""
+        return _TWO_PROCESSORS in self.options
 
     @property
     def counts(self) -> bool:
@@ -178,7 +184,7 @@ def _built(kernel: BuiltKernel) -> UmlKernel:
     modules = tuple(kernel.folder / "modules" / m for m in kernel.modules)
     words = () if _is_fixed_size(kernel.release) else ("seccomp=auto",)  # faster than ptrace, where there is both
     if "smp" in kernel.options:
-        words = (*words, "ncpus=2")
+        words = (*words, _TWO_PROCESSORS)
     if "kasan" in kernel.options:
         # KASAN sees more than the checks of slabs do, which would cost half of the speed besides; and it takes memory.
         return UmlKernel(kernel.binary, kernel.release, modules, ("kasan_multi_shot", *words), _KASAN_MEMORY_MB, kernel)
